@@ -1,0 +1,139 @@
+/*
+ * libsoftkvm: an in-process KVM behind the KVM ioctl ABI of <linux/kvm.h>.
+ *
+ *     struct softkvm *s = softkvm_new(NULL, err, sizeof(err));
+ *     int kvm = softkvm_open_system(s);                        as open("/dev/kvm")
+ *     int vm = softkvm_ioctl(s, kvm, KVM_CREATE_VM, 0);
+ *     int vcpu = softkvm_ioctl(s, vm, KVM_CREATE_VCPU, 0);
+ *     struct kvm_run *run = softkvm_mmap(s, vcpu, size, PROT_READ | PROT_WRITE, MAP_SHARED, 0, &e);
+ *     softkvm_ioctl(s, vcpu, KVM_RUN, 0);                      the guest runs on the calling thread
+ *
+ * Descriptors belong to their instance: they are not file descriptors of the process, and numbers of
+ * two instances mean nothing to each other. Event descriptors handed in (KVM_IRQFD, KVM_IOEVENTFD)
+ * are real ones. Guest memory is the caller's own: userspace_addr of a slot is a pointer.
+ *
+ * Errors: calls return -errno as the kernel's would, never set errno, print, exit or abort.
+ *
+ * Threads: every function may be called from any thread. KVM_RUN of one vCPU is one thread at a time
+ * (a second waits). Signals do not end a KVM_RUN by themselves, since a library cannot see them: a
+ * program's handler stores 1 in run->immediate_exit and calls softkvm_kick(), and KVM_RUN returns
+ * -EINTR with exit reason KVM_EXIT_INTR. softkvm_kick() is async-signal-safe.
+ *
+ * There is no isolation: a guest is interpreted inside this process (see SECURITY.md).
+ */
+#ifndef SOFTKVM_SOFTKVM_H
+#define SOFTKVM_SOFTKVM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The library is built with everything hidden but what this header declares. */
+#pragma GCC visibility push(default)
+
+struct softkvm;
+
+enum softkvm_mmu {
+    SOFTKVM_MMU_EPT,    /* two-stage paging, Intel's format */
+    SOFTKVM_MMU_NPT,    /* AMD's */
+    SOFTKVM_MMU_SHADOW, /* tables derived from the guest's own */
+};
+
+/* Levels as syslog's: 3 error, 4 warning, 6 information, 7 debugging. */
+typedef void softkvm_log_fn(void *opaque, int level, const char *line);
+
+/* One step of a flow (docs/flows): its name, where in the sources it stands, and what happened. */
+typedef void softkvm_trace_fn(void *opaque, const char *name, const char *file, const char *function,
+                              const char *text);
+
+struct softkvm_options {
+    size_t size;             /* sizeof(struct softkvm_options) of the caller's header */
+    enum softkvm_mmu mmu;    /* modes that this build does not have: -EOPNOTSUPP */
+    uint64_t host_memory;    /* simulated host memory, bytes; 0: 64 GiB */
+    softkvm_log_fn *log;     /* may be null; called from any thread, must not call back */
+    void *log_opaque;
+    /* Asked before each allocation; true makes it fail. For tests; may be null. */
+    bool (*fail_alloc)(void *opaque);
+    void *fail_opaque;
+    unsigned ept_levels;     /* 0 or 4: four; 5 */
+    unsigned max_page_level; /* largest second-stage page: 1 = 4 KiB, 2 = 2 MiB, 3 = 1 GiB; 0 = 3 */
+    softkvm_trace_fn *trace; /* may be null; from any thread, with locks held: must not call back */
+    void *trace_opaque;
+};
+
+/*
+ * Make an instance. options: may be null for the defaults. err: text of what went wrong, err_size
+ * bytes, may be null. Returns null on failure (errno is not touched; the code is in *err as text).
+ */
+struct softkvm *softkvm_new(const struct softkvm_options *options, char *err, size_t err_size);
+
+/*
+ * Free an instance: closes what is still open. No other call on it may be running. Null is allowed.
+ */
+void softkvm_free(struct softkvm *s);
+
+/* As open("/dev/kvm"): a descriptor for the system ioctls, or -EMFILE, -ENOMEM. */
+int softkvm_open_system(struct softkvm *s);
+
+/*
+ * As ioctl(). arg: pointer or number, as the request wants it. Returns >= 0, or -errno; -EBADF for a
+ * descriptor that this instance does not have, -ENOTTY for a request that it does not know.
+ */
+int softkvm_ioctl(struct softkvm *s, int fd, unsigned long request, void *arg);
+
+/*
+ * As mmap() of a vCPU descriptor (offsets as KVM's: 0 run page, 1 port data, 2 coalesced ring).
+ * Returns the address; or null with *err = errno. Mappings of one vCPU share one place. The vCPU
+ * lives until its last mapping is gone.
+ */
+void *softkvm_mmap(struct softkvm *s, int fd, size_t length, int prot, int flags, int64_t offset,
+                   int *err);
+
+/* As munmap() of what softkvm_mmap() returned, same length. 0 or -EINVAL. */
+int softkvm_munmap(struct softkvm *s, void *addr, size_t length);
+
+/* As read()/pread() of a statistics descriptor at byte `offset`. Returns bytes, 0 at the end, or -errno. */
+int64_t softkvm_read(struct softkvm *s, int fd, void *buf, size_t length, uint64_t offset);
+
+/* As close(). A VM lives until its own and all its vCPUs' descriptors and mappings are gone. */
+int softkvm_close(struct softkvm *s, int fd);
+
+/* Another descriptor of the same object, as dup(). */
+int softkvm_dup(struct softkvm *s, int fd);
+
+/* Make a KVM_RUN in progress on this vCPU look at run->immediate_exit. Async-signal-safe. */
+int softkvm_kick(struct softkvm *s, int vcpu_fd);
+
+/*
+ * A signal handler has run on the vCPU's thread: the KVM_RUN in progress, or else the next one, returns
+ * -EINTR with exit reason KVM_EXIT_INTR, whatever immediate_exit says. Async-signal-safe.
+ */
+int softkvm_interrupt(struct softkvm *s, int vcpu_fd);
+
+/*
+ * What the process did to its own memory [start, start + length): the second stage drops what it
+ * derived from it. unmapped: munmap or an mmap over it. discarded: contents are gone
+ * (MADV_DONTNEED, hole punch). protected_: access rights changed to prot (PROT_* bits).
+ * Calls are cheap where no slot refers to the range.
+ */
+int softkvm_memory_unmapped(struct softkvm *s, void *start, size_t length);
+int softkvm_memory_discarded(struct softkvm *s, void *start, size_t length);
+int softkvm_memory_protected(struct softkvm *s, void *start, size_t length, int prot);
+
+/* Guest instructions that a vCPU has executed. Any thread; 0 for anything that is not a vCPU. */
+uint64_t softkvm_instructions(struct softkvm *s, int vcpu_fd);
+
+/* Version of the library as "major.minor.patch". */
+const char *softkvm_version(void);
+
+#pragma GCC visibility pop
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
