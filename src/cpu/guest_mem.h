@@ -1,0 +1,82 @@
+/*
+ * Loads and stores of guest memory through a host pointer. Guest memory is shared with other virtual
+ * processors and with devices, and races as real memory does; these helpers are the places where the
+ * thread sanitizer is told so. Sizes are compile-time constants; any alignment; aligned accesses of up to
+ * 8 bytes are single instructions, as the architecture promises.
+ */
+#ifndef STRATA_CPU_GUEST_MEM_H
+#define STRATA_CPU_GUEST_MEM_H
+
+#include <stdint.h>
+#include <string.h>
+
+#include "base/compiler.h"
+
+#if defined(__SANITIZE_THREAD__)
+#define CPU_GUEST_RACY static __attribute__((noinline, unused, no_sanitize("thread")))
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define CPU_GUEST_RACY static __attribute__((noinline, unused, no_sanitize("thread")))
+#endif
+#endif
+#ifndef CPU_GUEST_RACY
+#define CPU_GUEST_RACY static always_inline
+#endif
+
+#define CPU_GUEST_ACCESSORS(bits)                                                                  \
+    struct cpu_guest_u##bits {                                                                     \
+        uint##bits##_t v;                                                                          \
+    } __attribute__((packed, may_alias));                                                          \
+    CPU_GUEST_RACY uint##bits##_t cpu_guest_get##bits(const void *p)                               \
+    {                                                                                              \
+        return ((const volatile struct cpu_guest_u##bits *)p)->v;                                  \
+    }                                                                                              \
+    CPU_GUEST_RACY void cpu_guest_put##bits(void *p, uint##bits##_t v)                             \
+    {                                                                                              \
+        ((volatile struct cpu_guest_u##bits *)p)->v = v;                                           \
+    }
+
+CPU_GUEST_ACCESSORS(8)
+CPU_GUEST_ACCESSORS(16)
+CPU_GUEST_ACCESSORS(32)
+CPU_GUEST_ACCESSORS(64)
+
+/* Bytes in ascending order, one by one where the sanitizer watches. */
+CPU_GUEST_RACY void cpu_guest_read(void *dst, const void *src, size_t n)
+{
+#if defined(__SANITIZE_THREAD__)
+    for (size_t i = 0; i < n; i++) {
+        ((unsigned char *)dst)[i] = ((const volatile unsigned char *)src)[i];
+    }
+#else
+    memcpy(dst, src, n);
+#endif
+}
+
+/* Are n bytes of guest memory still what `copy` says? */
+CPU_GUEST_RACY bool cpu_guest_equal(const void *copy, const void *guest, size_t n)
+{
+#if defined(__SANITIZE_THREAD__)
+    for (size_t i = 0; i < n; i++) {
+        if (((const unsigned char *)copy)[i] != ((const volatile unsigned char *)guest)[i]) {
+            return false;
+        }
+    }
+    return true;
+#else
+    return memcmp(copy, guest, n) == 0;
+#endif
+}
+
+CPU_GUEST_RACY void cpu_guest_write(void *dst, const void *src, size_t n)
+{
+#if defined(__SANITIZE_THREAD__)
+    for (size_t i = 0; i < n; i++) {
+        ((volatile unsigned char *)dst)[i] = ((const unsigned char *)src)[i];
+    }
+#else
+    memcpy(dst, src, n);
+#endif
+}
+
+#endif
