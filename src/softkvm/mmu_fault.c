@@ -1,0 +1,406 @@
+/*
+ * Serving an EPT violation, as a list of stages over one struct:
+ *
+ *   slot -> fast path -> tables in hand -> host page -> lock -> stale? -> level -> map
+ *
+ * Invariants
+ *  1. Nothing is mapped from a host page resolved before an invalidation that has ended or still runs
+ *     over its address (the sequence count decides, under mmu.lock).
+ *  2. A writable leaf in a logging slot has its dirty bit set before mmu.lock is let go.
+ *  3. A huge leaf lies wholly in its slot, with guest and host frame numbers congruent.
+ *
+ * Locks: mmu.lock shared around changes; the host page is resolved with no lock. Runs in the vCPU's
+ * read section, so the slot stays. Leaves out: prefetch of neighbours, access tracking without A bits.
+ */
+#include <errno.h>
+
+#include "host/buddy.h"
+#include "softkvm/mmu_entry.h"
+#include "softkvm/vcpu.h"
+
+struct kvm_fault {
+    /* constant inputs */
+    struct kvm_vcpu *v;
+    struct kvm_vm *vm;
+    gfn_t gfn;
+    uint32_t access; /* EPT_VIOL_READ | WRITE | FETCH */
+    /* derived */
+    struct kvm_memslot *slot;
+    hva_t hva;
+    uint64_t inv_seq;
+    struct host_page page;
+    unsigned level;
+    /* output */
+    int error;
+};
+
+static bool is_write(const struct kvm_fault *f)
+{
+    return f->access & EPT_VIOL_WRITE;
+}
+
+/* Tables enough for the longest way down plus a split. */
+static int top_up(struct kvm_fault *f)
+{
+    struct kvm_table_cache *c = &f->v->tables;
+
+    while (c->count < f->vm->mmu.levels + 1) {
+        int r = host_table_alloc(f->vm->s->hm, HOST_FRAME_TABLE, &c->table[c->count]);
+
+        if (r < 0) {
+            return r;
+        }
+        c->count++;
+    }
+    return 0;
+}
+
+/* ---- walking down under the shared lock ---- */
+
+/* Link a new table at e. False: somebody was faster (look again). */
+static bool link_table(struct kvm_fault *f, uint64_t *e, unsigned level, uint64_t old)
+{
+    struct kvm_table_cache *c = &f->v->tables;
+
+    check(c->count > 0);
+    if (!kvm_ept_exchange(f->vm, e, level, old, kvm_ept_table(c->table[c->count - 1]))) {
+        return false;
+    }
+    c->count--;
+    return true;
+}
+
+/*
+ * Replace a huge leaf by a table of leaves one level down with the same rights: nothing to flush, what
+ * a processor has cached of it stays true.
+ */
+static bool split_leaf(struct kvm_fault *f, uint64_t *e, unsigned level, uint64_t old)
+{
+    struct kvm_table_cache *c = &f->v->tables;
+    uint64_t *t = host_table_at(f->vm->s->hm, c->table[c->count - 1]);
+    uint64_t child = level - 1 == 1 ? old & ~EPT_PS : old;
+
+    for (unsigned i = 0; i < PT_ENTRIES; i++) {
+        __atomic_store_n(&t[i], child + i * pt_leaf_size(level - 1), __ATOMIC_RELAXED);
+    }
+    if (!link_table(f, e, level, old)) {
+        for (unsigned i = 0; i < PT_ENTRIES; i++) {
+            __atomic_store_n(&t[i], 0, __ATOMIC_RELAXED);
+        }
+        return false;
+    }
+    atomic_fetch_add_explicit(&f->vm->mmu.pages[level - 1], PT_ENTRIES, memory_order_relaxed);
+    return true;
+}
+
+/*
+ * Go down to the entry at f->level, making tables on the way. Where a table stands at f->level, the
+ * level is lowered: a table is never replaced by a huge leaf here.
+ */
+static uint64_t *walk_to_level(struct kvm_fault *f)
+{
+    hpa_t table = f->vm->mmu.root;
+    unsigned level = f->vm->mmu.levels;
+
+    for (;;) {
+        uint64_t *e = kvm_ept_slot(f->vm, table, f->gfn, level);
+        uint64_t old = kvm_ept_load(e);
+
+        if (level == f->level) {
+            if (!kvm_ept_is_table(old, level)) {
+                return e;
+            }
+            f->level--;
+        } else if (!kvm_ept_is_present(old)) {
+            if (!link_table(f, e, level, old)) {
+                continue;
+            }
+            old = kvm_ept_load(e);
+        } else if (kvm_ept_is_page(old, level)) {
+            if (!split_leaf(f, e, level, old)) {
+                continue;
+            }
+            old = kvm_ept_load(e);
+        }
+        table = hpa(old & EPT_ADDR_MASK);
+        level--;
+    }
+}
+
+/* ---- stages ---- */
+
+/* An MMIO entry for an address that no slot has. */
+static enum kvm_fault_result map_mmio(struct kvm_fault *f, uint64_t gen)
+{
+    uint64_t *e, old;
+
+    if (gen & KVM_GEN_IN_PROGRESS) {
+        return KVM_FAULT_RETRY;
+    }
+    f->error = top_up(f);
+    if (f->error < 0) {
+        return KVM_FAULT_ERROR;
+    }
+    f->level = 1;
+    pthread_rwlock_rdlock(&f->vm->mmu.lock);
+    e = walk_to_level(f);
+    old = kvm_ept_load(e);
+    /* A page here belongs to a slot that has come since: the lookup is stale, not the entry. */
+    if ((!kvm_ept_is_present(old) || kvm_ept_is_mmio(old)) &&
+        kvm_ept_exchange(f->vm, e, 1, old, kvm_ept_mmio(f->gfn, gen))) {
+        KVM_COUNT(&f->v->counters.mapped[0]);
+        TRACE(&f->vm->s->trace, access_mmio_entry, "gfn %llx generation %llx", f->gfn.v, gen);
+    }
+    pthread_rwlock_unlock(&f->vm->mmu.lock);
+    return KVM_FAULT_EMULATE;
+}
+
+static enum kvm_fault_result find_slot(struct kvm_fault *f)
+{
+    uint64_t gen = atomic_load(&f->vm->slots.generation);
+
+    f->slot = kvm_slots_find_vcpu(f->v, f->gfn);
+    if (!f->slot) {
+        return map_mmio(f, gen);
+    }
+    if (f->slot->flags & KVM_SLOT_INVALID) {
+        return KVM_FAULT_RETRY;
+    }
+    if (is_write(f) && (f->slot->flags & KVM_MEM_READONLY)) {
+        return KVM_FAULT_WRITE_RO;
+    }
+    f->hva = kvm_slot_hva(f->slot, f->gfn);
+    TRACE(&f->vm->s->trace, access_slot, "gfn %llx slot %llu hva %llx", f->gfn.v, f->slot->id,
+          f->hva.v);
+    return KVM_FAULT_FIXED;
+}
+
+/*
+ * Without asking the host: the entry allows the access already, or is only write-protected by us.
+ * Returns FIXED, SPURIOUS, or RETRY for "the slow way".
+ */
+static enum kvm_fault_result fault_fast(struct kvm_fault *f)
+{
+    enum kvm_fault_result r = KVM_FAULT_RETRY;
+    unsigned level;
+    uint64_t *e, old;
+
+    pthread_rwlock_rdlock(&f->vm->mmu.lock);
+    e = kvm_ept_find_leaf(f->vm, f->gfn, &level);
+    old = kvm_ept_load(e);
+    if (kvm_ept_is_page(old, level)) {
+        if (kvm_ept_allows(old, f->access)) {
+            r = KVM_FAULT_SPURIOUS;
+        } else if (is_write(f) && (old & KVM_EPT_MMU_W) && !(level > 1 && f->slot->dirty) &&
+                   kvm_ept_exchange(f->vm, e, level, old, old | EPT_W | EPT_D | EPT_A)) {
+            kvm_slot_mark_dirty(f->slot, f->gfn);
+            KVM_COUNT(&f->v->counters.faults_fast);
+            TRACE(&f->vm->s->trace, access_fast, "gfn %llx", f->gfn.v);
+            r = KVM_FAULT_FIXED;
+        }
+    }
+    pthread_rwlock_unlock(&f->vm->mmu.lock);
+    return r;
+}
+
+/* Resolve the host page. inv_seq is read first: what moves after it is seen by is_stale(). */
+static enum kvm_fault_result find_page(struct kvm_fault *f)
+{
+    int r;
+
+    f->inv_seq = atomic_load(&f->vm->mmu.inv_seq);
+    r = host_gup(f->vm->s->mm, f->hva, is_write(f) ? HOST_FAULT_WRITE : 0, &f->page);
+    if (r == -EAGAIN) {
+        return KVM_FAULT_RETRY;
+    }
+    f->error = r;
+    return r < 0 ? KVM_FAULT_ERROR : KVM_FAULT_FIXED;
+}
+
+/* Lock: mmu.lock, which the invalidation's start and end take. */
+static bool is_stale(const struct kvm_fault *f)
+{
+    const struct kvm_mmu *mmu = &f->vm->mmu;
+
+    if (atomic_load_explicit(&mmu->inv_count, memory_order_relaxed) &&
+        f->hva.v >= mmu->inv_start && f->hva.v < mmu->inv_end) {
+        return true;
+    }
+    return atomic_load_explicit(&mmu->inv_seq, memory_order_relaxed) != f->inv_seq;
+}
+
+/* Does a page of `level` around the gfn lie in the slot, congruent with the host's addresses? */
+static bool level_fits(const struct kvm_fault *f, unsigned level)
+{
+    uint64_t pages = UINT64_C(1) << (PT_LEVEL_BITS * (level - 1));
+    uint64_t first = f->gfn.v & ~(pages - 1);
+    const struct kvm_memslot *s = f->slot;
+
+    return first >= s->base_gfn && first + pages <= s->base_gfn + s->npages &&
+           ((s->base_gfn ^ (s->hva >> PAGE_SHIFT)) & (pages - 1)) == 0 &&
+           ((f->gfn.v ^ f->page.pfn.v) & (pages - 1)) == 0;
+}
+
+/* The largest page that all rules allow. */
+static unsigned choose_level(const struct kvm_fault *f)
+{
+    unsigned level = f->slot->dirty ? 1 : f->page.level;
+
+    if (level > f->vm->mmu.max_level) {
+        level = f->vm->mmu.max_level;
+    }
+    while (level > 1 && !level_fits(f, level)) {
+        level--;
+    }
+    return level;
+}
+
+static uint64_t make_leaf(const struct kvm_fault *f)
+{
+    uint64_t pages = UINT64_C(1) << (PT_LEVEL_BITS * (f->level - 1));
+    uint64_t e = (f->page.pfn.v & ~(pages - 1)) << PAGE_SHIFT | EPT_R | EPT_X | EPT_MT_WB | EPT_IPAT |
+                 EPT_A;
+
+    if (f->level > 1) {
+        e |= EPT_PS;
+    }
+    if (f->page.writable) {
+        e |= KVM_EPT_HOST_W;
+        if (!(f->slot->flags & KVM_MEM_READONLY)) {
+            e |= KVM_EPT_MMU_W;
+            /* Write-protected at first in a logging slot: a read must not count as a write. */
+            e |= !f->slot->dirty || is_write(f) ? EPT_W | EPT_D : 0;
+        }
+    }
+    return e;
+}
+
+/* Put the leaf in place. Lock: shared. */
+static enum kvm_fault_result map_leaf(struct kvm_fault *f)
+{
+    uint64_t *e, old, new;
+
+    f->level = choose_level(f);
+    e = walk_to_level(f);
+    old = kvm_ept_load(e);
+    new = make_leaf(f);
+    if (kvm_ept_is_page(old, f->level)) {
+        if ((old ^ new) & EPT_ADDR_MASK) {
+            return KVM_FAULT_ERROR; /* the caller removes it; error is 0 */
+        }
+        if (kvm_ept_allows(old, f->access)) {
+            return KVM_FAULT_SPURIOUS;
+        }
+        new |= old & (EPT_RWX | EPT_D);
+    }
+    if (!kvm_ept_exchange(f->vm, e, f->level, old, new)) {
+        return KVM_FAULT_RETRY;
+    }
+    if (new & EPT_W) {
+        kvm_slot_mark_dirty(f->slot, f->gfn);
+    }
+    KVM_COUNT(&f->v->counters.mapped[f->level]);
+    TRACE(&f->vm->s->trace, access_map, "gfn %llx pfn %llx level %llu writable %llu", f->gfn.v,
+          f->page.pfn.v, f->level, (new & EPT_W) != 0);
+    return KVM_FAULT_FIXED;
+}
+
+static enum kvm_fault_result map_page(struct kvm_fault *f)
+{
+    enum kvm_fault_result r = KVM_FAULT_RETRY;
+
+    f->error = top_up(f);
+    if (f->error < 0) {
+        return KVM_FAULT_ERROR;
+    }
+    pthread_rwlock_rdlock(&f->vm->mmu.lock);
+    if (!is_stale(f)) {
+        r = map_leaf(f);
+    }
+    pthread_rwlock_unlock(&f->vm->mmu.lock);
+    if (r == KVM_FAULT_ERROR && f->error == 0) {
+        /* An entry names another frame than the host does: it goes first, by the exclusive way. */
+        kvm_mmu_zap_range(f->vm, f->gfn, 1);
+        r = KVM_FAULT_RETRY;
+    }
+    return r;
+}
+
+static enum kvm_fault_result serve(struct kvm_fault *f)
+{
+    enum kvm_fault_result r = find_slot(f);
+
+    if (r != KVM_FAULT_FIXED) {
+        return r;
+    }
+    r = fault_fast(f);
+    if (r != KVM_FAULT_RETRY) {
+        return r;
+    }
+    r = find_page(f);
+    return r == KVM_FAULT_FIXED ? map_page(f) : r;
+}
+
+static void count_result(struct kvm_vcpu *v, enum kvm_fault_result r)
+{
+    uint64_t *const counter[] = {
+        [KVM_FAULT_FIXED] = &v->counters.faults_fixed,
+        [KVM_FAULT_SPURIOUS] = &v->counters.faults_spurious,
+        [KVM_FAULT_RETRY] = &v->counters.faults_retry,
+        [KVM_FAULT_EMULATE] = &v->counters.faults_mmio,
+        [KVM_FAULT_WRITE_RO] = &v->counters.faults_ro,
+        [KVM_FAULT_ERROR] = &v->counters.faults_error,
+    };
+
+    KVM_COUNT(&v->counters.faults);
+    KVM_COUNT(counter[r]);
+}
+
+/*
+ * Serve one EPT violation. addr: what was accessed; qualification: EPT_VIOL_* as the processor gave
+ * it. *error: -EFAULT, -ENOMEM or -EHWPOISON with KVM_FAULT_ERROR. Lock: takes mmu.lock; in the vCPU's
+ * read section. Source: KVM's kvm_tdp_page_fault().
+ */
+enum kvm_fault_result kvm_mmu_fault(struct kvm_vcpu *v, gpa_t addr, uint32_t qualification, int *error)
+{
+    struct kvm_fault f = {
+        .v = v,
+        .vm = v->vm,
+        .gfn = gpa_to_gfn(addr),
+        .access = qualification & (EPT_VIOL_READ | EPT_VIOL_WRITE | EPT_VIOL_FETCH),
+    };
+    enum kvm_fault_result r = serve(&f);
+
+    *error = f.error;
+    count_result(v, r);
+    TRACE(&v->vm->s->trace, access_fault_served, "gpa %llx access %llx slot %llx result %llx", addr.v,
+          f.access, f.slot ? f.slot->id : ~0ull, r);
+    return r;
+}
+
+/*
+ * Is the MMIO entry that the processor met current? It is not after any change of slots: the address
+ * may be memory now. Lock: takes mmu.lock shared unless the last answer is still good.
+ */
+bool kvm_mmu_mmio_is_fresh(struct kvm_vcpu *v, gpa_t addr)
+{
+    uint64_t gen = atomic_load(&v->vm->slots.generation);
+    gfn_t f = gpa_to_gfn(addr);
+    unsigned level;
+    uint64_t e;
+
+    if (v->mmio_gfn == f.v && v->mmio_gen == gen) {
+        return true;
+    }
+    pthread_rwlock_rdlock(&v->vm->mmu.lock);
+    e = kvm_ept_load(kvm_ept_find_leaf(v->vm, f, &level));
+    pthread_rwlock_unlock(&v->vm->mmu.lock);
+    if ((gen & KVM_GEN_IN_PROGRESS) || level != 1 || !kvm_ept_is_mmio(e) ||
+        kvm_ept_mmio_generation(e) != (gen & KVM_MMIO_GEN_MASK)) {
+        KVM_COUNT(&v->counters.mmio_stale);
+        return false;
+    }
+    v->mmio_gfn = f.v;
+    v->mmio_gen = gen;
+    return true;
+}

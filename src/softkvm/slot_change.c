@@ -1,0 +1,285 @@
+/*
+ * KVM_SET_USER_MEMORY_REGION: the checks in KVM's order, then one of four verbs (create, delete, move,
+ * flags) over the primitives of slot.c.
+ *
+ *   delete, move:  [old] -> publish a copy flagged invalid -> zap -> publish none / the new -> free
+ *   create, flags: publish the new -> what the flags ask of the MMU -> free the old
+ *
+ * Everything that can fail (allocation) is done before the first publication, so a change happens
+ * whole or not at all. vCPUs run on meanwhile: a fault that meets an invalid slot is retried.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu/state.h"
+#include "softkvm/slot_impl.h"
+#include "softkvm/vcpu.h"
+#include "softkvm/vm.h"
+
+/* Highest address that a program's memory can have, exclusive, and the guest's physical width. */
+#define USER_LIMIT    UINT64_C(0x7ffffffff000)
+#define MAX_GUEST_GFN ((UINT64_C(1) << (KVM_GUEST_PHYS_BITS - PAGE_SHIFT)) - 1)
+
+static uint32_t mix(uint32_t id)
+{
+    uint64_t x = (id + 1) * UINT64_C(0x9e3779b97f4a7c15);
+
+    return (uint32_t)(x >> 32);
+}
+
+void kvm_slot_free(struct kvm_memslot *slot)
+{
+    free((void *)slot->dirty);
+    free(slot);
+}
+
+void kvm_slot_mark_dirty(struct kvm_memslot *slot, gfn_t f)
+{
+    uint64_t i = f.v - slot->base_gfn;
+    uint64_t bit = UINT64_C(1) << (i & 63);
+
+    if (slot->dirty &&
+        !(atomic_load_explicit(&slot->dirty[i / 64], memory_order_relaxed) & bit)) {
+        atomic_fetch_or(&slot->dirty[i / 64], bit);
+    }
+}
+
+/* ---- checks ---- */
+
+static int check_arguments(const struct kvm_userspace_memory_region *m)
+{
+    uint64_t end;
+
+    if ((m->slot & 0xffff) >= KVM_SLOT_IDS - KVM_SLOT_INTERNAL) {
+        return -EINVAL;
+    }
+    if (m->flags & ~(uint32_t)(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY)) {
+        return -EINVAL;
+    }
+    if (page_offset(m->memory_size) || page_offset(m->guest_phys_addr)) {
+        return -EINVAL;
+    }
+    if (page_offset(m->userspace_addr) ||
+        __builtin_add_overflow(m->userspace_addr, m->memory_size, &end) || end > USER_LIMIT) {
+        return -EINVAL;
+    }
+    if (m->slot >> 16 >= KVM_AS_COUNT) {
+        return -EINVAL;
+    }
+    if (__builtin_add_overflow(m->guest_phys_addr, m->memory_size, &end)) {
+        return -EINVAL;
+    }
+    return m->memory_size >> PAGE_SHIFT > KVM_SLOT_MAX_PAGES ? -EINVAL : 0;
+}
+
+static bool overlaps(const struct kvm_slot_set *set, uint32_t id, uint64_t first, uint64_t npages)
+{
+    struct kvm_memslot *s = kvm_slots_first_from(set, gfn(first));
+
+    while (s && s->base_gfn < first + npages) {
+        if (s->id != id) {
+            return true;
+        }
+        s = kvm_slots_first_from(set, gfn(s->base_gfn + s->npages));
+    }
+    return false;
+}
+
+/* ---- preparation ---- */
+
+/* A bitmap for the slot, or over from the old one. Twice the size: see slot.h. */
+static int make_bitmap(struct kvm_vm *vm, struct kvm_memslot *new, const struct kvm_memslot *old)
+{
+    new->dirty_words = (new->npages + 63) / 64;
+    if (!(new->flags &KVM_MEM_LOG_DIRTY_PAGES)) {
+        return 0;
+    }
+    if (old && old->dirty) {
+        new->dirty = old->dirty;
+        return 0;
+    }
+    new->dirty = kvm_alloc_array(vm->s, new->dirty_words, 16);
+    if (!new->dirty) {
+        return -ENOMEM;
+    }
+    if (vm->manual_dirty & KVM_DIRTY_LOG_INITIALLY_SET) {
+        memset((void *)new->dirty, 0xff, new->npages / 64 * 8);
+        if (new->npages % 64) {
+            new->dirty[new->npages / 64] = (UINT64_C(1) << new->npages % 64) - 1;
+        }
+    }
+    return 0;
+}
+
+static struct kvm_memslot *make_slot(struct kvm_vm *vm, const struct kvm_userspace_memory_region *m,
+                                     const struct kvm_memslot *old)
+{
+    struct kvm_memslot *slot = kvm_alloc(vm->s, sizeof(*slot));
+
+    if (!slot) {
+        return NULL;
+    }
+    slot->base_gfn = m->guest_phys_addr >> PAGE_SHIFT;
+    slot->npages = m->memory_size >> PAGE_SHIFT;
+    slot->hva = m->userspace_addr;
+    slot->flags = m->flags;
+    slot->id = (uint16_t)m->slot;
+    slot->as_id = (uint16_t)(m->slot >> 16);
+    slot->prio = mix(m->slot);
+    if (make_bitmap(vm, slot, old) < 0) {
+        free(slot);
+        return NULL;
+    }
+    return slot;
+}
+
+/* ---- verbs ---- */
+
+/* Edit the inactive set, publish it, make the same edit in the other. */
+static void publish(struct kvm_vm *vm, struct kvm_memslot *old, struct kvm_memslot *new)
+{
+    kvm_slots_replace(kvm_slots_inactive(&vm->slots), old, new);
+    kvm_slots_swap(vm);
+    kvm_slots_replace(kvm_slots_inactive(&vm->slots), old, new);
+    atomic_fetch_add_explicit(&vm->counters.slot_updates, 1, memory_order_relaxed);
+}
+
+/* Delete (new null) or move: no translation of the old place is left when this returns. */
+static int replace_by_way_of_invalid(struct kvm_vm *vm, struct kvm_memslot *old,
+                                     struct kvm_memslot *new)
+{
+    struct kvm_memslot *invalid = kvm_alloc(vm->s, sizeof(*invalid));
+
+    if (!invalid) {
+        return -ENOMEM;
+    }
+    *invalid = *old;
+    invalid->flags |= KVM_SLOT_INVALID;
+    publish(vm, old, invalid);
+    kvm_mmu_zap_range(vm, gfn(old->base_gfn), old->npages);
+    publish(vm, invalid, new);
+    invalid->dirty = NULL;
+    kvm_slot_free(invalid);
+    return 0;
+}
+
+static int slot_delete(struct kvm_vm *vm, struct kvm_memslot *old)
+{
+    int r = replace_by_way_of_invalid(vm, old, NULL);
+
+    if (r == 0) {
+        vm->slots.total_pages -= old->npages;
+        vm->slots.count--;
+        kvm_slot_free(old);
+    }
+    return r;
+}
+
+static int slot_create(struct kvm_vm *vm, const struct kvm_userspace_memory_region *m)
+{
+    struct kvm_memslot *new = make_slot(vm, m, NULL);
+
+    if (!new) {
+        return -ENOMEM;
+    }
+    vm->slots.total_pages += new->npages;
+    vm->slots.count++;
+    publish(vm, NULL, new);
+    return 0;
+}
+
+/* Free `old`, whose bitmap `new` may have taken over. */
+static void free_replaced(struct kvm_memslot *old, struct kvm_memslot *new)
+{
+    if (new->dirty == old->dirty) {
+        old->dirty = NULL;
+    }
+    kvm_slot_free(old);
+}
+
+static int slot_move(struct kvm_vm *vm, struct kvm_memslot *old,
+                     const struct kvm_userspace_memory_region *m)
+{
+    struct kvm_memslot *new = make_slot(vm, m, old);
+    int r;
+
+    if (!new) {
+        return -ENOMEM;
+    }
+    r = replace_by_way_of_invalid(vm, old, new);
+    if (r < 0) {
+        free_replaced(new, old);
+        return r;
+    }
+    free_replaced(old, new);
+    return 0;
+}
+
+static int slot_set_flags(struct kvm_vm *vm, struct kvm_memslot *old,
+                          const struct kvm_userspace_memory_region *m)
+{
+    struct kvm_memslot *new = make_slot(vm, m, old);
+    bool was = old->flags & KVM_MEM_LOG_DIRTY_PAGES, is = m->flags & KVM_MEM_LOG_DIRTY_PAGES;
+
+    if (!new) {
+        return -ENOMEM;
+    }
+    publish(vm, old, new);
+    if (is && !was && !(vm->manual_dirty & KVM_DIRTY_LOG_INITIALLY_SET)) {
+        kvm_mmu_protect_slot(vm, new);
+    } else if (was && !is) {
+        kvm_mmu_recover_huge(vm, new);
+    }
+    free_replaced(old, new);
+    return 0;
+}
+
+/* State checks and the choice of the verb. Lock: slots_lock. */
+static int set_region_locked(struct kvm_vm *vm, const struct kvm_userspace_memory_region *m)
+{
+    struct kvm_slot_set *set = kvm_slots_active(&vm->slots);
+    struct kvm_memslot *old = kvm_slots_find_id(set, m->slot >> 16, m->slot & 0xffff);
+    uint64_t first = m->guest_phys_addr >> PAGE_SHIFT, npages = m->memory_size >> PAGE_SHIFT;
+    uint64_t total;
+
+    if (!npages) {
+        return old ? slot_delete(vm, old) : -EINVAL;
+    }
+    if (!old) {
+        if (__builtin_add_overflow(vm->slots.total_pages, npages, &total)) {
+            return -EINVAL;
+        }
+    } else if (m->userspace_addr != old->hva || npages != old->npages ||
+               ((m->flags ^ old->flags) & KVM_MEM_READONLY)) {
+        return -EINVAL;
+    } else if (first == old->base_gfn) {
+        return m->flags == old->flags ? 0 : slot_set_flags(vm, old, m);
+    }
+    if (overlaps(set, m->slot & 0xffff, first, npages)) {
+        return -EEXIST;
+    }
+    if (first + npages - 1 > MAX_GUEST_GFN) {
+        return -EINVAL;
+    }
+    return old ? slot_move(vm, old, m) : slot_create(vm, m);
+}
+
+/*
+ * Create, delete, move or re-flag a slot as `m` says. Returns 0; -EINVAL, -EEXIST, -ENOMEM with nothing
+ * changed. When it returns, no vCPU uses a translation of what the slot was before.
+ * Lock: takes slots_lock; not from a read section. Source: KVM's __kvm_set_memory_region(), with only
+ * the slot's own range zapped.
+ */
+int kvm_slots_set_region(struct kvm_vm *vm, const struct kvm_userspace_memory_region *m)
+{
+    int r = check_arguments(m);
+
+    if (r < 0) {
+        return r;
+    }
+    pthread_mutex_lock(&vm->slots_lock);
+    r = set_region_locked(vm, m);
+    pthread_mutex_unlock(&vm->slots_lock);
+    return r;
+}

@@ -1,0 +1,74 @@
+#include "softkvm/user.h"
+
+#include <errno.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+/* Never a mapping of a program's: answered without asking. */
+#define LOWEST_ADDRESS 4096
+
+static bool is_plausible(const void *p, size_t len)
+{
+    uintptr_t a = (uintptr_t)p;
+
+    return a >= LOWEST_ADDRESS && a + len >= a && a + len <= UINT64_C(0x7ffffffff000);
+}
+
+/* Big copies (bitmaps) go faster in user space, once the kernel has said that every page is there. */
+#define BIG_COPY 4096
+
+static bool is_populated(const void *p, size_t len, int advice)
+{
+    uintptr_t start = (uintptr_t)p & ~(uintptr_t)4095, end = (uintptr_t)p + len;
+
+    return len >= BIG_COPY && madvise((void *)start, end - start, advice) == 0;
+}
+
+int kvm_user_read(void *dst, const void *user_src, size_t len)
+{
+    struct iovec local = {dst, len}, remote = {(void *)(uintptr_t)user_src, len};
+    ssize_t n;
+
+    if (!len) {
+        return 0;
+    }
+    if (!is_plausible(user_src, len)) {
+        return -EFAULT;
+    }
+    if (is_populated(user_src, len, MADV_POPULATE_READ)) {
+        memcpy(dst, user_src, len);
+        return 0;
+    }
+    n = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
+    if (n < 0 && (errno == EPERM || errno == ENOSYS)) {
+        memcpy(dst, user_src, len);
+        return 0;
+    }
+    return n == (ssize_t)len ? 0 : -EFAULT;
+}
+
+int kvm_user_write(void *user_dst, const void *src, size_t len)
+{
+    struct iovec local = {(void *)(uintptr_t)src, len}, remote = {user_dst, len};
+    ssize_t n;
+
+    if (!len) {
+        return 0;
+    }
+    if (!is_plausible(user_dst, len)) {
+        return -EFAULT;
+    }
+    if (is_populated(user_dst, len, MADV_POPULATE_WRITE)) {
+        memcpy(user_dst, src, len);
+        return 0;
+    }
+    n = process_vm_writev(getpid(), &local, 1, &remote, 1, 0);
+    if (n < 0 && (errno == EPERM || errno == ENOSYS)) {
+        memcpy(user_dst, src, len);
+        return 0;
+    }
+    return n == (ssize_t)len ? 0 : -EFAULT;
+}
