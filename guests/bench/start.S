@@ -1,0 +1,96 @@
+/*
+ * Entry of the benchmark guest: a Multiboot 1 image that goes to long mode with the first 4 GiB mapped
+ * one to one by 2 MiB pages, and calls bench_main(command line). Also the interrupt entries that the
+ * loops of bench.c measure.
+ */
+        .section .multiboot, "a"
+        .align 4
+        .long   0x1BADB002, 0x00000003, -(0x1BADB002 + 0x00000003)
+
+        .section .text
+        .code32
+        .globl  _start
+_start:
+        cli
+        mov     $stack_top, %esp
+        mov     %ebx, info
+        /* Four page directories of 2 MiB pages, one to one. */
+        mov     $pd, %edi
+        mov     $0x83, %eax
+        xor     %edx, %edx
+1:      mov     %eax, (%edi)
+        mov     %edx, 4(%edi)
+        add     $8, %edi
+        add     $0x200000, %eax
+        jnc     1b
+        mov     $pdpt, %edi
+        mov     $pd + 3, %eax
+        mov     $4, %ecx
+2:      mov     %eax, (%edi)
+        add     $8, %edi
+        add     $0x1000, %eax
+        loop    2b
+        movl    $pdpt + 3, pml4
+        mov     %cr4, %eax
+        or      $0x20, %eax
+        mov     %eax, %cr4
+        mov     $pml4, %eax
+        mov     %eax, %cr3
+        mov     $0xc0000080, %ecx
+        rdmsr
+        or      $0x100, %eax
+        wrmsr
+        mov     %cr0, %eax
+        or      $0x80000001, %eax
+        mov     %eax, %cr0
+        lgdt    gdt_pointer
+        ljmp    $8, $long_mode
+
+        .code64
+long_mode:
+        mov     $16, %eax
+        mov     %eax, %ds
+        mov     %eax, %es
+        mov     %eax, %ss
+        xor     %eax, %eax
+        mov     %eax, %fs
+        mov     %eax, %gs
+        mov     $stack_top, %rsp
+        mov     info(%rip), %edi
+        call    bench_main
+3:      hlt
+        jmp     3b
+
+        /* A page fault: go on three bytes further, behind the faulting mov (%rdi), %rax. */
+        .globl  page_fault_entry
+page_fault_entry:
+        add     $8, %rsp
+        addq    $3, (%rsp)
+        iretq
+
+        .globl  int80_entry
+int80_entry:
+        iretq
+
+        .globl  fault_once
+fault_once:
+        .byte   0x48, 0x8b, 0x07
+        ret
+
+        .section .data
+        .align 8
+gdt:    .quad   0, 0x00af9b000000ffff, 0x00cf93000000ffff
+gdt_pointer:
+        .word   . - gdt - 1
+        .long   gdt
+info:   .long   0
+
+        .section .bss
+        .align 4096
+        .globl  pml4
+pml4:   .skip   4096
+pdpt:   .skip   4096
+pd:     .skip   4 * 4096
+        .skip   16384
+stack_top:
+        .section .note.GNU-stack, "", @progbits
