@@ -1,0 +1,73 @@
+/* Names of requests and capabilities for scripts; the numbers are the ABI header's. */
+#include "player.h"
+
+#include <string.h>
+
+struct name {
+    const char *name;
+    unsigned long value;
+};
+
+#define REQ(n) {#n, KVM_##n}
+#define CAP(n) {#n, KVM_CAP_##n}
+
+static const struct name requests[] = {
+    REQ(GET_API_VERSION), REQ(CREATE_VM), REQ(GET_MSR_INDEX_LIST), REQ(CHECK_EXTENSION),
+    REQ(GET_VCPU_MMAP_SIZE), REQ(GET_SUPPORTED_CPUID), REQ(GET_EMULATED_CPUID), REQ(CREATE_VCPU),
+    REQ(GET_DIRTY_LOG), REQ(SET_NR_MMU_PAGES), REQ(GET_NR_MMU_PAGES), REQ(SET_USER_MEMORY_REGION),
+    REQ(SET_TSS_ADDR), REQ(SET_IDENTITY_MAP_ADDR), REQ(CREATE_IRQCHIP), REQ(IRQ_LINE),
+    REQ(GET_IRQCHIP), REQ(SET_IRQCHIP), REQ(CREATE_PIT2), REQ(GET_PIT2), REQ(SET_PIT2),
+    REQ(SET_GSI_ROUTING), REQ(IRQFD), REQ(IOEVENTFD), REQ(SIGNAL_MSI), REQ(SET_BOOT_CPU_ID),
+    REQ(SET_CLOCK), REQ(GET_CLOCK), REQ(REGISTER_COALESCED_MMIO), REQ(UNREGISTER_COALESCED_MMIO),
+    REQ(RUN), REQ(GET_REGS), REQ(SET_REGS), REQ(GET_SREGS), REQ(SET_SREGS), REQ(TRANSLATE),
+    REQ(INTERRUPT), REQ(GET_MSRS), REQ(SET_MSRS), REQ(SET_CPUID2), REQ(GET_CPUID2),
+    REQ(SET_SIGNAL_MASK), REQ(GET_FPU), REQ(SET_FPU), REQ(GET_LAPIC), REQ(SET_LAPIC),
+    REQ(GET_MP_STATE), REQ(SET_MP_STATE), REQ(NMI), REQ(GET_VCPU_EVENTS), REQ(SET_VCPU_EVENTS),
+    REQ(GET_DEBUGREGS), REQ(SET_DEBUGREGS), REQ(ENABLE_CAP), REQ(GET_XSAVE), REQ(SET_XSAVE),
+    REQ(GET_XCRS), REQ(SET_XCRS), REQ(SET_TSC_KHZ), REQ(GET_TSC_KHZ), REQ(KVMCLOCK_CTRL),
+    REQ(SET_GUEST_DEBUG), REQ(CLEAR_DIRTY_LOG), REQ(RESET_DIRTY_RINGS), REQ(GET_STATS_FD),
+    REQ(SMI), REQ(TPR_ACCESS_REPORTING), REQ(SET_VAPIC_ADDR), REQ(X86_SETUP_MCE),
+    REQ(GET_SREGS2), REQ(SET_SREGS2), REQ(X86_SET_MSR_FILTER), REQ(GET_DEVICE_ATTR),
+    REQ(SET_DEVICE_ATTR), REQ(HAS_DEVICE_ATTR), REQ(CREATE_DEVICE), REQ(REINJECT_CONTROL),
+};
+
+static const struct name caps[] = {
+    CAP(IRQCHIP), CAP(USER_MEMORY), CAP(SET_TSS_ADDR), CAP(EXT_CPUID), CAP(NR_VCPUS), CAP(NR_MEMSLOTS),
+    CAP(MP_STATE), CAP(COALESCED_MMIO), CAP(SYNC_MMU), CAP(IRQ_ROUTING), CAP(DESTROY_MEMORY_REGION_WORKS),
+    CAP(IRQFD), CAP(PIT2), CAP(SET_BOOT_CPU_ID), CAP(IOEVENTFD), CAP(SET_IDENTITY_MAP_ADDR),
+    CAP(ADJUST_CLOCK), CAP(INTERNAL_ERROR_DATA), CAP(VCPU_EVENTS), CAP(DEBUGREGS), CAP(ENABLE_CAP),
+    CAP(XSAVE), CAP(XCRS), CAP(TSC_CONTROL), CAP(MAX_VCPUS), CAP(SIGNAL_MSI), CAP(READONLY_MEM),
+    CAP(IRQFD_RESAMPLE), CAP(EXT_EMUL_CPUID), CAP(ENABLE_CAP_VM), CAP(IOEVENTFD_NO_LENGTH),
+    CAP(CHECK_EXTENSION_VM), CAP(SPLIT_IRQCHIP), CAP(IOEVENTFD_ANY_LENGTH), CAP(X2APIC_API),
+    CAP(MAX_VCPU_ID), CAP(IMMEDIATE_EXIT), CAP(COALESCED_PIO), CAP(MANUAL_DIRTY_LOG_PROTECT2),
+    CAP(DIRTY_LOG_RING), CAP(X86_SMM), CAP(MULTI_ADDRESS_SPACE), CAP(X86_USER_SPACE_MSR),
+    CAP(SREGS2), CAP(EXIT_HYPERCALL), CAP(BINARY_STATS_FD), CAP(XSAVE2), CAP(SYNC_REGS),
+    CAP(HALT_POLL), CAP(SET_GUEST_DEBUG), CAP(VM_ATTRIBUTES), CAP(DISABLE_QUIRKS2),
+};
+
+static bool look_up(const struct name *table, size_t n, const char *name, unsigned long *value)
+{
+    uint64_t v;
+
+    for (size_t i = 0; i < n; i++) {
+        if (strcmp(table[i].name, name) == 0) {
+            *value = table[i].value;
+            return true;
+        }
+    }
+    if (!player_parse_num(name, &v)) {
+        return false;
+    }
+    *value = v;
+    return true;
+}
+
+bool player_request(const char *name, unsigned long *request)
+{
+    return look_up(requests, sizeof(requests) / sizeof(requests[0]), name, request);
+}
+
+bool player_cap(const char *name, unsigned long *cap)
+{
+    return look_up(caps, sizeof(caps) / sizeof(caps[0]), name, cap);
+}

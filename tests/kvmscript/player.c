@@ -1,0 +1,261 @@
+/* The player's frame: lines, words, values, outcomes; see player.h. */
+#include "player.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static const struct {
+    int code;
+    const char *name;
+} errors[] = {
+    {EPERM, "EPERM"},   {ENOENT, "ENOENT"}, {EINTR, "EINTR"},   {EIO, "EIO"},       {ENXIO, "ENXIO"},
+    {E2BIG, "E2BIG"},   {EBADF, "EBADF"},   {EAGAIN, "EAGAIN"}, {ENOMEM, "ENOMEM"}, {EFAULT, "EFAULT"},
+    {EBUSY, "EBUSY"},   {EEXIST, "EEXIST"}, {ENODEV, "ENODEV"}, {EINVAL, "EINVAL"}, {EMFILE, "EMFILE"},
+    {ENOTTY, "ENOTTY"}, {ENOSPC, "ENOSPC"}, {ENOSYS, "ENOSYS"}, {EOPNOTSUPP, "EOPNOTSUPP"},
+    {EHWPOISON, "EHWPOISON"},
+};
+
+const char *player_errname(int err)
+{
+    for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
+        if (errors[i].code == err) {
+            return errors[i].name;
+        }
+    }
+    return "E?";
+}
+
+void player_say(struct player *p, const char *fmt, ...)
+{
+    va_list args;
+
+    if (p->hide_next) {
+        return;
+    }
+    fputs("  ", p->out);
+    va_start(args, fmt);
+    vfprintf(p->out, fmt, args);
+    va_end(args);
+    fputc('\n', p->out);
+}
+
+void player_result(struct player *p, int ret)
+{
+    if (ret < 0) {
+        player_say(p, "-%s", player_errname(-ret));
+    } else if (ret == 0) {
+        player_say(p, "ok");
+    } else {
+        player_say(p, "= %d", ret);
+    }
+}
+
+bool player_parse_num(const char *s, uint64_t *v)
+{
+    char *end;
+    bool negative = *s == '-';
+
+    errno = 0;
+    *v = strtoull(s + negative, &end, 0);
+    if (end == s + negative || errno) {
+        return false;
+    }
+    if (*end && strchr("kMG", *end) && !end[1]) {
+        *v <<= *end == 'k' ? 10 : *end == 'M' ? 20 : 30;
+        end++;
+    }
+    if (negative) {
+        *v = -*v;
+    }
+    return *end == 0;
+}
+
+const char *player_text(struct player *p, const char *key)
+{
+    size_t len = strlen(key);
+
+    for (unsigned i = 1; i < p->nr_words; i++) {
+        if (strncmp(p->word[i], key, len) == 0 && p->word[i][len] == '=') {
+            return p->word[i] + len + 1;
+        }
+    }
+    return NULL;
+}
+
+bool player_has(struct player *p, const char *key)
+{
+    for (unsigned i = 1; i < p->nr_words; i++) {
+        if (strcmp(p->word[i], key) == 0) {
+            return true;
+        }
+    }
+    return player_text(p, key) != NULL;
+}
+
+uint64_t player_num(struct player *p, const char *key, uint64_t fallback)
+{
+    const char *s = player_text(p, key);
+    uint64_t v;
+
+    return s && player_parse_num(s, &v) ? v : fallback;
+}
+
+uint64_t player_arg(struct player *p, unsigned n, uint64_t fallback)
+{
+    uint64_t v;
+
+    return n < p->nr_words && player_parse_num(p->word[n], &v) ? v : fallback;
+}
+
+void *player_addr(struct player *p, const char *s)
+{
+    const char *plus;
+    uint64_t off = 0, num;
+    size_t len;
+
+    if (!s) {
+        return NULL;
+    }
+    if (player_parse_num(s, &num)) {
+        return (void *)(uintptr_t)num;
+    }
+    plus = strchr(s, '+');
+    len = plus ? (size_t)(plus - s) : strlen(s);
+    if (plus) {
+        player_parse_num(plus + 1, &off);
+    }
+    for (unsigned i = 0; i < p->nr_ram; i++) {
+        if (strlen(p->ram[i].name) == len && strncmp(p->ram[i].name, s, len) == 0) {
+            return p->ram[i].base + off;
+        }
+    }
+    return NULL;
+}
+
+unsigned char *player_gpa(struct player *p, uint64_t gpa, size_t len)
+{
+    for (unsigned i = 0; i < p->nr_slots; i++) {
+        struct player_slot *s = &p->slot[i];
+
+        if (s->size && gpa >= s->gpa && gpa - s->gpa <= s->size - len && len <= s->size) {
+            return s->hva + (gpa - s->gpa);
+        }
+    }
+    return NULL;
+}
+
+struct player_vcpu *player_cur(struct player *p)
+{
+    return p->nr_vcpus ? &p->vcpu[p->cur] : NULL;
+}
+
+static int dispatch(struct player *p)
+{
+    const struct player_command *const tables[] = {player_vm_commands, player_vcpu_commands,
+                                                   player_event_commands};
+
+    for (size_t t = 0; t < 3; t++) {
+        for (const struct player_command *c = tables[t]; c->name; c++) {
+            if (strcmp(c->name, p->word[0]) == 0) {
+                return c->run(p);
+            }
+        }
+    }
+    fprintf(stderr, "line %d: no command '%s'\n", p->line, p->word[0]);
+    return 2;
+}
+
+static void split(struct player *p, char *line)
+{
+    char *save, *hash = strchr(line, '#');
+
+    if (hash) {
+        *hash = 0;
+    }
+    p->nr_words = 0;
+    for (char *w = strtok_r(line, " \t\n", &save); w && p->nr_words < PLAYER_MAX_WORDS;
+         w = strtok_r(NULL, " \t\n", &save)) {
+        p->word[p->nr_words++] = w;
+    }
+}
+
+static int play_line(struct player *p, char *line)
+{
+    bool hidden = p->hide_next;
+    int ret;
+
+    split(p, line);
+    if (p->nr_words == 0) {
+        return 0;
+    }
+    fprintf(p->out, "> ");
+    for (unsigned i = 0; i < p->nr_words && i < 24; i++) {
+        fprintf(p->out, "%s%s", i ? " " : "", p->word[i]);
+    }
+    fputc('\n', p->out);
+    if (strcmp(p->word[0], "differs") == 0) {
+        p->hide_next = true;
+        return 0;
+    }
+    ret = dispatch(p);
+    if (hidden) {
+        p->hide_next = false;
+    }
+    return ret;
+}
+
+int player_play(struct player *p, FILE *script)
+{
+    char *line = NULL;
+    size_t size = 0;
+    int ret = 0;
+
+    p->sys = p->ep->ops->open_system(p->ep);
+    if (p->sys < 0) {
+        fprintf(stderr, "cannot open the endpoint: %s\n", strerror(-p->sys));
+        return 77;
+    }
+    p->vm = -1;
+    p->run_size = (size_t)accel_ioctl(p->ep, p->sys, KVM_GET_VCPU_MMAP_SIZE, 0);
+    memset(p->answer, 0xff, sizeof(p->answer));
+    while (ret == 0 && !p->skipped && getline(&line, &size, script) >= 0) {
+        p->line++;
+        ret = play_line(p, line);
+    }
+    free(line);
+    return p->skipped ? 77 : ret;
+}
+
+static void close_vm(struct player *p)
+{
+    for (unsigned i = 0; i < p->nr_vcpus; i++) {
+        if (p->vcpu[i].run) {
+            p->ep->ops->munmap(p->ep, p->vcpu[i].run, p->run_size);
+        }
+        p->ep->ops->close(p->ep, p->vcpu[i].fd);
+    }
+    if (p->vm >= 0) {
+        p->ep->ops->close(p->ep, p->vm);
+    }
+    p->nr_vcpus = 0;
+    p->vm = -1;
+}
+
+void player_close(struct player *p)
+{
+    close_vm(p);
+    if (p->sys >= 0) {
+        p->ep->ops->close(p->ep, p->sys);
+    }
+    for (unsigned i = 0; i < p->nr_events; i++) {
+        close(p->event[i].fd);
+    }
+    for (unsigned i = 0; i < p->nr_ram; i++) {
+        munmap(p->ram[i].base, p->ram[i].size);
+    }
+}

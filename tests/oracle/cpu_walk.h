@@ -1,0 +1,47 @@
+/*
+ * What a two-dimensional translation must give, from the definitions and nothing else: one small function per rule,
+ * table entries as numbers, no caches, no masks shared with the implementation. 32-bit, PAE, four and five
+ * levels; EPT of four levels with optional accessed and dirty bits.
+ */
+#ifndef STRATA_TESTS_ORACLE_CPU_WALK_H
+#define STRATA_TESTS_ORACLE_CPU_WALK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum ow_result { OW_OK, OW_FAULT, OW_CANONICAL, OW_VIOLATION, OW_MISCONFIG };
+
+/* Memory as the oracle sees it: 8 bytes at a host-physical address, read and written. */
+struct ow_memory {
+    uint64_t (*get)(void *opaque, uint64_t hpa);
+    void (*put)(void *opaque, uint64_t hpa, uint64_t v);
+    void *opaque;
+};
+
+struct ow_machine {
+    struct ow_memory mem;
+    unsigned levels;        /* 2: 32-bit; 3: PAE; 4; 5 */
+    uint64_t root;          /* CR3's address part */
+    uint64_t pdpte[4];      /* PAE */
+    bool wp, smep, smap, ac, nxe, pse, has_1g;
+    unsigned width;         /* of a guest-physical address */
+    uint64_t ept_root;
+    bool ept_ad;
+};
+
+struct ow_access {
+    uint64_t la;
+    bool write, fetch, user;
+};
+
+struct ow_outcome {
+    enum ow_result result;
+    uint64_t gpa;      /* of the access, or of what the second stage refused */
+    uint64_t hpa;
+    uint32_t error;
+    bool final;
+};
+
+void ow_translate(struct ow_machine *m, const struct ow_access *a, struct ow_outcome *out);
+
+#endif
