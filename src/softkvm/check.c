@@ -9,22 +9,19 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "arch/radix.h"
+#include "arch/paging.h"
 #include "softkvm/inspect_impl.h"
-#include "softkvm/mmu_entry.h"
+#include "softkvm/vm.h"
 
-struct checker {
+struct kvm_checker {
     struct kvm_vm *vm;
     char *text;
     size_t size;
     int verdict;
     uint64_t end; /* slots: first frame that the next may start at */
-    uint64_t pages[4], tables;
 };
 
-static void breach(struct checker *c, const char *fmt, ...) printf_like(2, 3);
-
-static void breach(struct checker *c, const char *fmt, ...)
+void kvm_breach(struct kvm_checker *c, const char *fmt, ...)
 {
     va_list ap;
 
@@ -38,25 +35,25 @@ static void breach(struct checker *c, const char *fmt, ...)
 
 static void check_slot(void *opaque, struct kvm_memslot *s)
 {
-    struct checker *c = opaque;
+    struct kvm_checker *c = opaque;
     const struct kvm_slot_set *other = &c->vm->slots.set[kvm_slots_active(&c->vm->slots)->index ^ 1];
 
     if (s->base_gfn < c->end) {
-        breach(c, "slot %u at gfn 0x%llx overlaps the one before", s->id,
+        kvm_breach(c, "slot %u at gfn 0x%llx overlaps the one before", s->id,
                (unsigned long long)s->base_gfn);
     }
     if (s->flags & KVM_SLOT_INVALID) {
-        breach(c, "slot %u is invalid outside of a change", s->id);
+        kvm_breach(c, "slot %u is invalid outside of a change", s->id);
     }
     if (kvm_slots_find(other, gfn(s->base_gfn)) != s ||
         kvm_slots_find_id(other, s->as_id, s->id) != s) {
-        breach(c, "slot %u is not in both sets", s->id);
+        kvm_breach(c, "slot %u is not in both sets", s->id);
     }
     c->end = s->base_gfn + s->npages;
 }
 
 /* A page entry: in one slot, where the host maps that slot's page; rights no wider than both. */
-static void check_page(struct checker *c, uint64_t addr, uint64_t e, unsigned level)
+static void check_page(struct kvm_checker *c, uint64_t addr, uint64_t e, unsigned level)
 {
     struct kvm_vm *vm = c->vm;
     uint64_t size = pt_leaf_size(level), levels_entry = 0;
@@ -65,65 +62,42 @@ static void check_page(struct checker *c, uint64_t addr, uint64_t e, unsigned le
     uint64_t entries[HOST_MAX_LEVELS], want;
 
     if (!s || ((addr + size) >> PAGE_SHIFT) > s->base_gfn + s->npages) {
-        breach(c, "entry at gpa 0x%llx is not in a slot", (unsigned long long)addr);
+        kvm_breach(c, "entry at gpa 0x%llx is not in a slot", (unsigned long long)addr);
         return;
     }
     n = host_mm_walk(vm->s->mm, kvm_slot_hva(s, gfn(addr >> PAGE_SHIFT)), levels, entries);
     levels_entry = n ? entries[n - 1] : 0;
     if (!n || !(levels_entry & X86_PTE_P)) {
-        breach(c, "entry at gpa 0x%llx names a page that the host has not", (unsigned long long)addr);
+        kvm_breach(c, "entry at gpa 0x%llx names a page that the host has not", (unsigned long long)addr);
         return;
     }
     if (levels[n - 1] < level) {
-        breach(c, "entry at gpa 0x%llx is larger than the host's", (unsigned long long)addr);
+        kvm_breach(c, "entry at gpa 0x%llx is larger than the host's", (unsigned long long)addr);
     }
     want = (levels_entry & X86_PTE_ADDR_MASK & ~(pt_leaf_size(levels[n - 1]) - 1)) +
            (kvm_slot_hva(s, gfn(addr >> PAGE_SHIFT)).v & (pt_leaf_size(levels[n - 1]) - 1));
     if ((e & EPT_ADDR_MASK & ~(size - 1)) != want) {
-        breach(c, "entry at gpa 0x%llx names 0x%llx, the host 0x%llx", (unsigned long long)addr,
+        kvm_breach(c, "entry at gpa 0x%llx names 0x%llx, the host 0x%llx", (unsigned long long)addr,
                (unsigned long long)(e & EPT_ADDR_MASK & ~(size - 1)), (unsigned long long)want);
     }
     if ((e & EPT_W) && (!(levels_entry & X86_PTE_W) || (s->flags & KVM_MEM_READONLY))) {
-        breach(c, "entry at gpa 0x%llx is writable, its page is not", (unsigned long long)addr);
+        kvm_breach(c, "entry at gpa 0x%llx is writable, its page is not", (unsigned long long)addr);
     }
     if ((e & EPT_W) && s->dirty) {
         uint64_t i = (addr >> PAGE_SHIFT) - s->base_gfn;
 
         if (level > 1 || !(atomic_load(&s->dirty[i / 64]) >> (i & 63) & 1)) {
-            breach(c, "entry at gpa 0x%llx is writable but not logged", (unsigned long long)addr);
+            kvm_breach(c, "entry at gpa 0x%llx is writable but not logged", (unsigned long long)addr);
         }
     }
 }
 
-static void check_tables(struct checker *c)
+static bool check_leaf(void *opaque, const struct kvm_mmu_leaf *leaf)
 {
-    struct kvm_vm *vm = c->vm;
-    struct arch_radix it = {.table = kvm_ept_table_ptr, .ctx = vm->s->hm};
-    struct arch_radix_range range = {0, UINT64_MAX, vm->mmu.levels, 1};
-
-    arch_radix_for_each (&it, &arch_formats[vm->mmu.format], vm->mmu.root.v, range) {
-        if (kvm_ept_is_page(it.entry, it.level)) {
-            c->pages[it.level]++;
-            check_page(c, it.addr, it.entry, it.level);
-        } else if (it.level == 1 && kvm_ept_is_mmio(it.entry)) {
-            c->pages[0]++;
-        } else if (kvm_ept_is_table(it.entry, it.level)) {
-            c->tables++;
-        } else if (it.entry & EPT_RWX) {
-            breach(c, "entry at gpa 0x%llx level %u is nothing: 0x%llx",
-                   (unsigned long long)it.addr, it.level, (unsigned long long)it.entry);
-        }
+    if (!leaf->is_mmio) {
+        check_page(opaque, leaf->gpa, leaf->entry, leaf->level);
     }
-    for (int i = 0; i < 4; i++) {
-        if ((int64_t)c->pages[i] != atomic_load(&vm->mmu.pages[i])) {
-            breach(c, "%llu leaves of class %d, counted %lld", (unsigned long long)c->pages[i], i,
-                   (long long)atomic_load(&vm->mmu.pages[i]));
-        }
-    }
-    if ((int64_t)c->tables != atomic_load(&vm->mmu.tables)) {
-        breach(c, "%llu tables, counted %lld", (unsigned long long)c->tables,
-               (long long)atomic_load(&vm->mmu.tables));
-    }
+    return true;
 }
 
 /*
@@ -132,13 +106,15 @@ static void check_tables(struct checker *c)
  */
 int kvm_check_vm(struct kvm_vm *vm, char *text, size_t size)
 {
-    struct checker c = {.vm = vm, .text = text, .size = size};
+    struct kvm_checker c = {.vm = vm, .text = text, .size = size};
 
     text[0] = '\0';
     pthread_mutex_lock(&vm->slots_lock);
     kvm_slots_for_each(kvm_slots_active(&vm->slots), check_slot, &c);
     pthread_rwlock_wrlock(&vm->mmu.lock);
-    check_tables(&c);
+    vm->mmu.ops->for_each_leaf_locked(
+        vm, gfn(0), gfn((UINT64_C(1) << (KVM_GUEST_PHYS_BITS - PAGE_SHIFT)) - 1), check_leaf, &c);
+    vm->mmu.ops->check_locked(vm, &c);
     pthread_rwlock_unlock(&vm->mmu.lock);
     pthread_mutex_unlock(&vm->slots_lock);
     return c.verdict;

@@ -93,8 +93,8 @@ static void trace_sink(void *opaque, const struct base_trace_point *point, const
 
 static int check_options(const struct softkvm_options *o, char *err, size_t size)
 {
-    if (o->mmu != SOFTKVM_MMU_EPT) {
-        snprintf(err, size, "mmu mode %d is not in this build (EPT is)", (int)o->mmu);
+    if (!kvm_mmu_kind((int)o->mmu)) {
+        snprintf(err, size, "mmu mode %d is not in this build", (int)o->mmu);
         return -EOPNOTSUPP;
     }
     if (o->ept_levels != 0 && o->ept_levels != 4 && o->ept_levels != 5) {

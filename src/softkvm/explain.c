@@ -12,10 +12,10 @@
 #include "arch/regs.h"
 #include "cpu/state.h"
 #include "softkvm/inspect_impl.h"
-#include "softkvm/mmu_entry.h"
 #include "softkvm/vcpu.h"
 
-static void fill_entry(struct softkvm_entry *o, enum arch_format_id id, unsigned level, uint64_t value)
+/* Describe one table entry. o->table and o->index are the caller's. */
+void kvm_explain_entry(struct softkvm_entry *o, enum arch_format_id id, unsigned level, uint64_t value)
 {
     const struct arch_format *fmt = &arch_formats[id];
 
@@ -27,44 +27,13 @@ static void fill_entry(struct softkvm_entry *o, enum arch_format_id id, unsigned
     arch_entry_format(id, level, value, o->text, sizeof(o->text));
 }
 
-/* ---- second stage ---- */
-
-/* Follow a gpa down the second stage. Returns its hpa, or 0 when it is not mapped. */
-static uint64_t walk_ept(struct kvm_vm *vm, uint64_t addr, struct softkvm_explain *x)
+/* Where the second stage leads, under the lock that keeps its tables; 0: nowhere. */
+static uint64_t second_stage(struct kvm_vm *vm, uint64_t addr, struct softkvm_explain *x)
 {
-    hpa_t table = vm->mmu.root;
-    uint64_t out = 0;
+    uint64_t out;
 
     pthread_rwlock_rdlock(&vm->mmu.lock);
-    for (unsigned level = vm->mmu.levels; level; level--) {
-        uint64_t value = kvm_ept_load(kvm_ept_slot(vm, table, gpa_to_gfn(gpa(addr)), level));
-
-        if (x) {
-            struct softkvm_entry *o = &x->ept[x->nr_ept++];
-
-            fill_entry(o, ARCH_FMT_EPT, level, value);
-            o->table = table.v;
-            o->index = pt_index(addr, level);
-            if (kvm_ept_is_mmio(value)) {
-                o->leaf = 1;
-                x->stages |= SOFTKVM_STAGE_MMIO;
-                snprintf(o->text, sizeof(o->text), "mmio gen %llu",
-                         (unsigned long long)kvm_ept_mmio_generation(value));
-            }
-        }
-        if (!kvm_ept_is_table(value, level)) {
-            if (kvm_ept_is_page(value, level)) {
-                uint64_t size = pt_leaf_size(level);
-
-                out = (value & EPT_ADDR_MASK & ~(size - 1)) + (addr & (size - 1));
-                if (x) {
-                    x->ept_page_size = size;
-                }
-            }
-            break;
-        }
-        table = hpa(value & EPT_ADDR_MASK);
-    }
+    out = vm->mmu.ops->explain_locked(vm, gpa(addr), x);
     pthread_rwlock_unlock(&vm->mmu.lock);
     return out;
 }
@@ -81,7 +50,7 @@ static void walk_host(struct kvm_vm *vm, struct softkvm_explain *x)
     for (unsigned i = 0; i < n && i < SOFTKVM_MAX_WALK; i++) {
         struct softkvm_entry *o = &x->host[x->nr_host++];
 
-        fill_entry(o, ARCH_FMT_LONG, levels[i], entries[i]);
+        kvm_explain_entry(o, ARCH_FMT_LONG, levels[i], entries[i]);
         o->index = arch_index(fmt, x->hva, levels[i]);
         o->table = i ? arch_table_addr(fmt, entries[i - 1]) : 0;
         if (o->leaf) {
@@ -149,7 +118,7 @@ void kvm_explain_gpa(struct kvm_vm *vm, struct softkvm_explain *x)
     const struct kvm_memslot *slot = kvm_slots_find(kvm_slots_active(&vm->slots), gpa_to_gfn(addr));
 
     x->eptp = vm->mmu.eptp;
-    x->hpa = walk_ept(vm, addr.v, x);
+    x->hpa = second_stage(vm, addr.v, x);
     if (x->hpa) {
         x->stages |= SOFTKVM_STAGE_EPT;
     }
@@ -222,10 +191,10 @@ static int walk_guest(struct kvm_vcpu *v, struct softkvm_explain *x)
         if (read_gpte(v->vm, fmt, table + (uint64_t)index * fmt->entry_bytes, &value) < 0) {
             return -EFAULT;
         }
-        fill_entry(o, m.id, level, value);
+        kvm_explain_entry(o, m.id, level, value);
         o->table = table;
         o->index = index;
-        x->guest_table_hpa[x->nr_guest++] = walk_ept(v->vm, table, NULL);
+        x->guest_table_hpa[x->nr_guest++] = second_stage(v->vm, table, NULL);
         if (!o->present) {
             return -EFAULT;
         }

@@ -9,10 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "arch/radix.h"
 #include "host/buddy.h"
 #include "softkvm/inspect_impl.h"
-#include "softkvm/mmu_entry.h"
 #include "softkvm/stats.h"
 #include "softkvm/user.h"
 #include "softkvm/vcpu.h"
@@ -118,21 +116,23 @@ struct slot_walk {
     int error;
 };
 
+static bool count_leaf(void *opaque, const struct kvm_mmu_leaf *leaf)
+{
+    struct softkvm_slot *o = opaque;
+
+    if (!leaf->is_mmio) {
+        o->mapped_4k += leaf->level == 1;
+        o->mapped_2m += leaf->level == 2;
+        o->mapped_1g += leaf->level == 3;
+    }
+    return true;
+}
+
 static void count_leaves(struct kvm_vm *vm, const struct kvm_memslot *slot, struct softkvm_slot *o)
 {
-    struct arch_radix it = {.table = kvm_ept_table_ptr, .ctx = vm->s->hm};
-    struct arch_radix_range range = {slot->base_gfn << PAGE_SHIFT,
-                                     ((slot->base_gfn + slot->npages) << PAGE_SHIFT) - 1,
-                                     vm->mmu.levels, 1};
-
     pthread_rwlock_rdlock(&vm->mmu.lock);
-    arch_radix_for_each (&it, &arch_formats[vm->mmu.format], vm->mmu.root.v, range) {
-        if (kvm_ept_is_page(it.entry, it.level)) {
-            o->mapped_4k += it.level == 1;
-            o->mapped_2m += it.level == 2;
-            o->mapped_1g += it.level == 3;
-        }
-    }
+    vm->mmu.ops->for_each_leaf_locked(vm, gfn(slot->base_gfn),
+                                      gfn(slot->base_gfn + slot->npages - 1), count_leaf, o);
     pthread_rwlock_unlock(&vm->mmu.lock);
 }
 
@@ -177,31 +177,38 @@ static int list_slots(struct kvm_vm *vm, void *arg)
 
 #define EPT_BATCH 64
 
+/* Leaves being read out. */
+struct leaf_batch {
+    struct softkvm_ept_leaf *out;
+    uint32_t n, max;
+    uint64_t next; /* where to go on, 0 at the end */
+};
+
+static bool put_leaf(void *opaque, const struct kvm_mmu_leaf *leaf)
+{
+    struct leaf_batch *b = opaque;
+
+    if (b->n == b->max) {
+        b->next = leaf->gpa;
+        return false;
+    }
+    b->out[b->n++] = (struct softkvm_ept_leaf){.gpa = leaf->gpa, .value = leaf->entry,
+                                               .level = (uint8_t)leaf->level, .is_mmio = leaf->is_mmio};
+    return true;
+}
+
 /* Up to EPT_BATCH leaves from *gpa on; *gpa: where to go on, 0 at the end. */
 static uint32_t read_leaves(struct kvm_vm *vm, uint64_t *at, uint32_t room,
                             struct softkvm_ept_leaf *out)
 {
-    struct arch_radix it = {.table = kvm_ept_table_ptr, .ctx = vm->s->hm};
-    struct arch_radix_range range = {*at, UINT64_MAX, vm->mmu.levels, 1};
-    uint32_t n = 0, max = room < EPT_BATCH ? room : EPT_BATCH;
+    struct leaf_batch b = {.out = out, .max = room < EPT_BATCH ? room : EPT_BATCH};
+    gfn_t last = gfn((UINT64_C(1) << (KVM_GUEST_PHYS_BITS - PAGE_SHIFT)) - 1);
 
-    *at = 0;
     pthread_rwlock_rdlock(&vm->mmu.lock);
-    arch_radix_for_each (&it, &arch_formats[vm->mmu.format], vm->mmu.root.v, range) {
-        bool mmio = it.level == 1 && kvm_ept_is_mmio(it.entry);
-
-        if (!mmio && !kvm_ept_is_page(it.entry, it.level)) {
-            continue;
-        }
-        if (n == max) {
-            *at = it.addr;
-            break;
-        }
-        out[n++] = (struct softkvm_ept_leaf){.gpa = it.addr, .value = it.entry,
-                                             .level = (uint8_t)it.level, .is_mmio = mmio};
-    }
+    vm->mmu.ops->for_each_leaf_locked(vm, gpa_to_gfn(gpa(*at)), last, put_leaf, &b);
     pthread_rwlock_unlock(&vm->mmu.lock);
-    return n;
+    *at = b.next;
+    return b.n;
 }
 
 static int dump_ept(struct kvm_vm *vm, void *arg)

@@ -16,32 +16,9 @@
 
 #include <errno.h>
 
-#include "arch/radix.h"
+#include "cpu/run.h"
 #include "host/buddy.h"
-#include "softkvm/mmu_entry.h"
 #include "softkvm/vcpu.h"
-
-/* Zap every leaf that touches [first, last] (frame numbers). Lock: exclusive. */
-static void zap_locked(struct kvm_vm *vm, gfn_t first, gfn_t last, struct kvm_dead_tables *dead)
-{
-    struct arch_radix it = {.table = kvm_ept_table_ptr, .ctx = vm->s->hm};
-    struct arch_radix_range range = {first.v << PAGE_SHIFT,
-                                     (last.v << PAGE_SHIFT) + PAGE_SIZE - 1, vm->mmu.levels, 1};
-
-    arch_radix_for_each (&it, &arch_formats[vm->mmu.format], vm->mmu.root.v, range) {
-        uint64_t span_last = it.addr + arch_span(it.fmt, it.level) - 1;
-
-        if (!it.entry) {
-            continue;
-        }
-        if (kvm_ept_is_table(it.entry, it.level) &&
-            (it.addr < range.first || span_last > range.last)) {
-            continue;
-        }
-        kvm_ept_set(vm, arch_radix_slot(&it), it.level, 0, dead);
-        it.entry = 0;
-    }
-}
 
 /*
  * Remove every leaf that maps a page of [first, first + npages); a huge leaf that reaches out goes
@@ -52,9 +29,9 @@ void kvm_mmu_zap_range(struct kvm_vm *vm, gfn_t first, uint64_t npages)
     struct kvm_dead_tables dead = {0};
 
     pthread_rwlock_wrlock(&vm->mmu.lock);
-    zap_locked(vm, first, gfn(first.v + npages - 1), &dead);
+    vm->mmu.ops->zap_locked(vm, first, gfn(first.v + npages - 1), &dead);
     pthread_rwlock_unlock(&vm->mmu.lock);
-    kvm_ept_finish(vm, &dead);
+    kvm_mmu_finish(vm, &dead);
     TRACE(&vm->s->trace, slots_zap, "gfn %llx pages %llx", first.v, npages);
     atomic_fetch_add_explicit(&vm->counters.zapped_ranges, 1, memory_order_relaxed);
 }
@@ -64,18 +41,50 @@ void kvm_mmu_zap_range(struct kvm_vm *vm, gfn_t first, uint64_t npages)
  */
 void kvm_mmu_zap_mmio(struct kvm_vm *vm)
 {
-    struct arch_radix it = {.table = kvm_ept_table_ptr, .ctx = vm->s->hm};
-    struct arch_radix_range range = {0, UINT64_MAX, vm->mmu.levels, 1};
     struct kvm_dead_tables dead = {0};
 
     pthread_rwlock_wrlock(&vm->mmu.lock);
-    arch_radix_for_each (&it, &arch_formats[vm->mmu.format], vm->mmu.root.v, range) {
-        if (it.level == 1 && kvm_ept_is_mmio(it.entry)) {
-            kvm_ept_set(vm, arch_radix_slot(&it), 1, 0, &dead);
-        }
-    }
+    vm->mmu.ops->zap_mmio_locked(vm, &dead);
     pthread_rwlock_unlock(&vm->mmu.lock);
-    kvm_ept_finish(vm, &dead);
+    kvm_mmu_finish(vm, &dead);
+}
+
+/*
+ * Write-protect all of a slot whose logging has just gone on. Lock: takes mmu.lock; flushes after.
+ */
+void kvm_mmu_protect_slot(struct kvm_vm *vm, struct kvm_memslot *slot)
+{
+    bool flush;
+
+    pthread_rwlock_wrlock(&vm->mmu.lock);
+    flush = vm->mmu.ops->protect_slot_locked(vm, slot);
+    pthread_rwlock_unlock(&vm->mmu.lock);
+    if (flush) {
+        kvm_mmu_flush(vm);
+    }
+}
+
+/*
+ * Write-protect the pages slot->base_gfn + offset + i for every bit i of mask. Lock: exclusive, by the
+ * caller. Returns true if a processor may still hold a writable translation.
+ */
+bool kvm_mmu_protect_mask_locked(struct kvm_vm *vm, struct kvm_memslot *slot, uint64_t offset,
+                                 uint64_t mask)
+{
+    return mask && vm->mmu.ops->protect_mask_locked(vm, slot, offset, mask);
+}
+
+/*
+ * Logging has gone off: huge pages may come back. Lock: takes mmu.lock; flushes after.
+ */
+void kvm_mmu_recover_huge(struct kvm_vm *vm, struct kvm_memslot *slot)
+{
+    struct kvm_dead_tables dead = {0};
+
+    pthread_rwlock_wrlock(&vm->mmu.lock);
+    vm->mmu.ops->recover_huge_locked(vm, slot, &dead);
+    pthread_rwlock_unlock(&vm->mmu.lock);
+    kvm_mmu_finish(vm, &dead);
 }
 
 /* ---- notifiers ---- */
@@ -109,7 +118,7 @@ static void zap_slot_part(void *opaque, struct kvm_memslot *slot)
     gfn_t first, last;
 
     slot_span(slot, w->range, &first, &last);
-    zap_locked(w->vm, first, last, &w->dead);
+    w->vm->mmu.ops->zap_locked(w->vm, first, last, &w->dead);
 }
 
 static void invalidate_start(struct host_notifier *n, const struct host_mmu_range *range)
@@ -128,7 +137,7 @@ static void invalidate_start(struct host_notifier *n, const struct host_mmu_rang
     }
     kvm_slots_for_hva(kvm_slots_active(&vm->slots), range->start, range->end, zap_slot_part, &w);
     pthread_rwlock_unlock(&mmu->lock);
-    kvm_ept_finish(vm, &w.dead);
+    kvm_mmu_finish(vm, &w.dead);
     TRACE(&vm->s->trace, invalidate_start, "hva %llx end %llx event %llu", range->start.v,
           range->end.v, range->event);
     atomic_fetch_add_explicit(&vm->counters.invalidations, 1, memory_order_relaxed);
@@ -153,22 +162,10 @@ struct age_work {
 static void age_slot_part(void *opaque, struct kvm_memslot *slot)
 {
     struct age_work *w = opaque;
-    struct arch_radix it = {.table = kvm_ept_table_ptr, .ctx = w->vm->s->hm};
-    struct arch_radix_range r = {0, 0, w->vm->mmu.levels, 1};
     gfn_t first, last;
 
     slot_span(slot, w->range, &first, &last);
-    r.first = first.v << PAGE_SHIFT;
-    r.last = (last.v << PAGE_SHIFT) + PAGE_SIZE - 1;
-    arch_radix_for_each (&it, &arch_formats[w->vm->mmu.format], w->vm->mmu.root.v, r) {
-        if (!kvm_ept_is_page(it.entry, it.level) || !(it.entry & EPT_A)) {
-            continue;
-        }
-        w->young = true;
-        if (w->clear) {
-            __atomic_fetch_and(arch_radix_slot(&it), ~EPT_A, __ATOMIC_RELAXED);
-        }
-    }
+    w->young |= w->vm->mmu.ops->age_locked(w->vm, first, last, w->clear);
 }
 
 /* Aging tolerates a processor that still caches the old state: no flush. */
@@ -194,10 +191,7 @@ static bool test_young(struct host_notifier *n, const struct host_mmu_range *ran
 
 static void release(struct host_notifier *n)
 {
-    struct kvm_vm *vm = notifier_vm(n);
-    uint64_t pages = UINT64_C(1) << (pt_level_shift(vm->mmu.levels) + PT_LEVEL_BITS - PAGE_SHIFT);
-
-    kvm_mmu_zap_range(vm, gfn(0), pages);
+    kvm_mmu_zap_range(notifier_vm(n), gfn(0), UINT64_C(1) << (KVM_GUEST_PHYS_BITS - PAGE_SHIFT));
 }
 
 static const struct host_notifier_ops notifier_ops = {
@@ -223,8 +217,15 @@ static int init_lock(pthread_rwlock_t *lock)
     return -r;
 }
 
+/* The ways that this build has. */
+const struct kvm_mmu_ops *kvm_mmu_kind(int mmu)
+{
+    return mmu == SOFTKVM_MMU_EPT ? &kvm_mmu_tdp : NULL;
+}
+
 /*
- * The root table, and the ear to the host. Returns 0 or -ENOMEM; kvm_mmu_fini() is right after either.
+ * The kind's tables, and the ear to the host. Returns 0, -ENOMEM, or -EOPNOTSUPP for a kind that this
+ * build does not have; kvm_mmu_fini() is right after any.
  */
 int kvm_mmu_init(struct kvm_vm *vm)
 {
@@ -234,15 +235,15 @@ int kvm_mmu_init(struct kvm_vm *vm)
     if (r < 0) {
         return r;
     }
-    mmu->format = ARCH_FMT_EPT;
-    mmu->levels = vm->s->options.ept_levels ? vm->s->options.ept_levels : 4;
+    mmu->ops = kvm_mmu_kind(vm->s->options.mmu);
+    if (!mmu->ops) {
+        return -EOPNOTSUPP;
+    }
     mmu->max_level = vm->s->max_page_level;
-    r = host_table_alloc(vm->s->hm, HOST_FRAME_TABLE, &mmu->root);
+    r = mmu->ops->init(vm);
     if (r < 0) {
-        mmu->root = hpa(0);
         return r;
     }
-    mmu->eptp = mmu->root.v | EPTP_MT_WB | EPTP_LEVEL(mmu->levels) | EPTP_AD;
     mmu->notifier.ops = &notifier_ops;
     host_notifier_register(vm->s->mm, &mmu->notifier);
     mmu->notifier_registered = true;
@@ -250,20 +251,54 @@ int kvm_mmu_init(struct kvm_vm *vm)
 }
 
 /*
- * Free all tables. No vCPU runs any more.
+ * Let the host's pages go. No vCPU runs any more.
  */
-void kvm_mmu_fini(struct kvm_vm *vm)
+void kvm_mmu_stop(struct kvm_vm *vm)
 {
     struct kvm_mmu *mmu = &vm->mmu;
 
     if (mmu->notifier_registered) {
         host_notifier_unregister(vm->s->mm, &mmu->notifier);
+        mmu->notifier_registered = false;
         release(&mmu->notifier);
     }
-    if (mmu->root.v) {
-        host_table_free(vm->s->hm, mmu->root);
+}
+
+/*
+ * Free what is left. After kvm_mmu_stop(), and after the last vCPU.
+ */
+void kvm_mmu_fini(struct kvm_vm *vm)
+{
+    struct kvm_mmu *mmu = &vm->mmu;
+
+    if (mmu->ops) {
+        mmu->ops->fini(vm);
     }
     pthread_rwlock_destroy(&mmu->lock);
+}
+
+/*
+ * A new vCPU. Returns 0 or -ENOMEM; kvm_mmu_vcpu_fini() is right after either.
+ */
+int kvm_mmu_vcpu_init(struct kvm_vcpu *v)
+{
+    const struct kvm_mmu_ops *ops = v->vm->mmu.ops;
+    int r = ops->vcpu_init ? ops->vcpu_init(v) : 0;
+
+    if (r == 0) {
+        ops->load(v);
+    }
+    return r;
+}
+
+void kvm_mmu_vcpu_fini(struct kvm_vcpu *v)
+{
+    const struct kvm_mmu_ops *ops = v->vm->mmu.ops;
+
+    if (ops && ops->vcpu_fini) {
+        ops->vcpu_fini(v);
+    }
+    kvm_mmu_cache_drain(v->vm, &v->tables);
 }
 
 /*
@@ -273,5 +308,44 @@ void kvm_mmu_cache_drain(struct kvm_vm *vm, struct kvm_table_cache *c)
 {
     while (c->count) {
         host_table_free(vm->s->hm, c->table[--c->count]);
+    }
+}
+
+/* ---- flushing ---- */
+
+/*
+ * All processors drop their translations; when it returns none uses an old one. Lock: none that a
+ * processor in guest mode takes may be held.
+ */
+void kvm_mmu_flush(struct kvm_vm *vm)
+{
+    struct kvm_vcpu *v;
+    uint32_t i;
+
+    atomic_fetch_add_explicit(&vm->counters.remote_flushes, 1, memory_order_relaxed);
+    kvm_for_each_vcpu (i, v, vm) {
+        cpu_request_flush(v->cpu);
+    }
+    kvm_for_each_vcpu (i, v, vm) {
+        cpu_request_flush_wait(v->cpu);
+    }
+}
+
+/*
+ * Flush if something cached may be wrong, then free the tables on `dead`. Lock: as kvm_mmu_flush().
+ */
+void kvm_mmu_finish(struct kvm_vm *vm, struct kvm_dead_tables *dead)
+{
+    if (dead->flush) {
+        kvm_mmu_flush(vm);
+        dead->flush = false;
+    }
+    while (dead->first) {
+        struct host_frame *frame = &vm->s->hm->frames[dead->first];
+        hpa_t table = pfn_to_hpa(pfn(dead->first));
+
+        dead->first = __atomic_load_n(&frame->link, __ATOMIC_RELAXED);
+        __atomic_store_n(&frame->link, 0, __ATOMIC_RELAXED);
+        host_table_free(vm->s->hm, table);
     }
 }

@@ -1,10 +1,19 @@
 /*
- * The second stage: building, changing and tearing down the tables that the processor walks.
+ * The MMU of a VM: from guest frames to host frames, in one of three ways that its `ops` name.
  *
- *   EPT violation -> kvm_mmu_fault: slot -> hva -> host page -> level -> tables -> leaf
+ *   slots, dirty log, notifiers, inspection
+ *        |  kvm_mmu_*(): lock, ask the kind, flush, free             (mmu.c: the same for all kinds)
+ *        v
+ *   struct kvm_mmu_ops: kvm_mmu_tdp  EPT, NPT: one tree of tables by guest-physical address (mmu_tdp.c)
+ *                       shadow       tables derived from the guest's own, a reverse map by frame
  *
- * Every change of an entry goes through one funnel (mmu_entry.c), which keeps the counts, propagates
- * dirty bits and frees child tables.
+ *   EPT violation, #NPF -> kvm_mmu_fault: slot -> hva -> host page -> level -> tables -> leaf
+ *
+ * How another kind plugs in: a const struct kvm_mmu_ops with its own functions, chosen in
+ * kvm_mmu_init(); its state in a struct that mmu->kind_data points to, made by init and freed by
+ * fini; per-vCPU state by vcpu_init, vcpu_fini; load() sets what the processor is to use. Faults
+ * that are not the second stage's (#PF, CR3 loads, INVLPG of a shadowed guest) are its own exits and
+ * do not pass here.
  *
  * Locks: `lock` shared for faults (entries change by compare-exchange only), exclusive for zap,
  * write-protection, split. Tables are unlinked under the exclusive lock and freed after all
@@ -34,6 +43,9 @@ struct kvm_table_cache {
     unsigned count;
 };
 
+/* Give cached tables back. */
+void kvm_mmu_cache_drain(struct kvm_vm *vm, struct kvm_table_cache *c);
+
 /* What serving a fault came to. */
 enum kvm_fault_result {
     KVM_FAULT_FIXED,    /* an entry was made: let the guest retry */
@@ -44,15 +56,79 @@ enum kvm_fault_result {
     KVM_FAULT_ERROR,    /* `error` in struct kvm_fault: KVM_RUN fails with it */
 };
 
+/* Table frames unlinked but not yet free: chained through the frames. */
+struct kvm_dead_tables {
+    uint64_t first; /* pfn, 0 if none */
+    bool flush;     /* translations may be cached that were changed */
+};
+
+struct softkvm_explain;
+struct kvm_checker;
+
+/* One leaf that maps guest memory, or an MMIO entry, as inspection and checks see it. */
+struct kvm_mmu_leaf {
+    uint64_t gpa; /* first byte under the leaf */
+    uint64_t entry;
+    unsigned level;
+    bool is_mmio;
+};
+
+/* False ends the walk. */
+typedef bool kvm_mmu_leaf_fn(void *opaque, const struct kvm_mmu_leaf *leaf);
+
+/*
+ * A kind of MMU. All but `name` are called by mmu.c and by what mmu.h names; functions called *_locked
+ * have mmu.lock held exclusively (`for_each_leaf_locked`, `explain_locked`: at least shared), may
+ * not sleep or come back into src/host, and leave flushing and freeing to their caller: they set
+ * dead->flush and chain tables on `dead`. Frames are guest frames, both ends inclusive.
+ */
+struct kvm_mmu_ops {
+    const char *name;
+    int (*init)(struct kvm_vm *vm) must_check; /* -ENOMEM; fini follows in any case */
+    void (*fini)(struct kvm_vm *vm);           /* no vCPU exists any more; no leaf is left */
+    int (*vcpu_init)(struct kvm_vcpu *v);      /* null: nothing to do */
+    void (*vcpu_fini)(struct kvm_vcpu *v);     /* null: nothing to do */
+    /* Point the processor at its tables: before its first run, and at KVM_REQUEST_MMU. */
+    void (*load)(struct kvm_vcpu *v);
+
+    /* Remove every leaf that maps a frame of [first, last], MMIO entries too. */
+    void (*zap_locked)(struct kvm_vm *vm, gfn_t first, gfn_t last, struct kvm_dead_tables *dead);
+    void (*zap_mmio_locked)(struct kvm_vm *vm, struct kvm_dead_tables *dead);
+    /* Was a leaf of [first, last] used since its accessed state was last cleared? `clear` clears. */
+    bool (*age_locked)(struct kvm_vm *vm, gfn_t first, gfn_t last, bool clear);
+    /* Take write access from all of the slot; from the pages of mask (bit i: base_gfn + offset + i).
+     * True: a processor may still hold a writable translation. */
+    bool (*protect_slot_locked)(struct kvm_vm *vm, const struct kvm_memslot *slot);
+    bool (*protect_mask_locked)(struct kvm_vm *vm, const struct kvm_memslot *slot, uint64_t offset,
+                                uint64_t mask);
+    /* The slot's pages need not be small any more. */
+    void (*recover_huge_locked)(struct kvm_vm *vm, const struct kvm_memslot *slot,
+                                struct kvm_dead_tables *dead);
+
+    /* Call fn for the leaves of [first, last] in order of guest address. */
+    void (*for_each_leaf_locked)(struct kvm_vm *vm, gfn_t first, gfn_t last, kvm_mmu_leaf_fn *fn,
+                                 void *opaque);
+    /* Follow addr; x may be null, else ept[], stages and page size are filled. The host-physical
+     * address, 0: nothing mapped. */
+    uint64_t (*explain_locked)(struct kvm_vm *vm, gpa_t addr, struct softkvm_explain *x);
+    /* The kind's own invariants, beyond those that hold for each leaf: report with kvm_breach(). */
+    void (*check_locked)(struct kvm_vm *vm, struct kvm_checker *c);
+};
+
+extern const struct kvm_mmu_ops kvm_mmu_tdp;
+
 struct kvm_mmu {
     /* constant after creation */
-    enum arch_format_id format;
-    unsigned levels;    /* 4 or 5 */
-    unsigned max_level; /* largest leaf */
-    hpa_t root;
-    uint64_t eptp;
+    const struct kvm_mmu_ops *ops; /* null until kvm_mmu_init() */
+    void *kind_data;               /* of a kind that needs more than is here; its own */
     struct host_notifier notifier;
     bool notifier_registered;
+    unsigned max_level; /* largest leaf */
+    /* two-stage kinds: constant after creation */
+    enum arch_format_id format;
+    unsigned levels; /* 4 or 5 */
+    hpa_t root;
+    uint64_t eptp;
 
     pthread_rwlock_t lock;
 
@@ -66,12 +142,18 @@ struct kvm_mmu {
     _Atomic int64_t tables;
 };
 
-/* Root table, notifier. -ENOMEM. */
+/* The kind that the instance's options ask for, or null when this build has it not. */
+const struct kvm_mmu_ops *kvm_mmu_kind(int mmu);
+
+/* Lock, tables, notifier. -ENOMEM, -EOPNOTSUPP. */
 int kvm_mmu_init(struct kvm_vm *vm) must_check;
+/* The end: stop empties the tables and no notifier comes any more; then the vCPUs are freed; then fini. */
+void kvm_mmu_stop(struct kvm_vm *vm);
 void kvm_mmu_fini(struct kvm_vm *vm);
 
-/* Give cached tables back. */
-void kvm_mmu_cache_drain(struct kvm_vm *vm, struct kvm_table_cache *c);
+/* A vCPU comes and goes. init points it at its tables. -ENOMEM. */
+int kvm_mmu_vcpu_init(struct kvm_vcpu *v) must_check;
+void kvm_mmu_vcpu_fini(struct kvm_vcpu *v);
 
 /* Serve an EPT violation. In the vCPU's read section. *error: -errno for KVM_FAULT_ERROR. */
 enum kvm_fault_result kvm_mmu_fault(struct kvm_vcpu *v, gpa_t addr, uint32_t qualification, int *error);
@@ -90,10 +172,14 @@ void kvm_mmu_protect_slot(struct kvm_vm *vm, struct kvm_memslot *slot);
  * by the caller. Returns true if a flush is needed. */
 bool kvm_mmu_protect_mask_locked(struct kvm_vm *vm, struct kvm_memslot *slot, uint64_t offset,
                                  uint64_t mask);
-/* Logging went off: let huge pages come back (zaps the small ones under them). */
+/* Logging went off: let huge pages come back. */
 void kvm_mmu_recover_huge(struct kvm_vm *vm, struct kvm_memslot *slot);
 
 /* All processors drop their translations; returns when none uses an old one. */
 void kvm_mmu_flush(struct kvm_vm *vm);
+
+/* Flush if needed and free the tables. No lock may be held but those that a processor in guest mode
+ * never takes. */
+void kvm_mmu_finish(struct kvm_vm *vm, struct kvm_dead_tables *dead);
 
 #endif

@@ -9,7 +9,6 @@
  */
 #include "softkvm/mmu_entry.h"
 
-#include "cpu/run.h"
 #include "host/buddy.h"
 #include "softkvm/vcpu.h"
 
@@ -132,36 +131,6 @@ uint64_t kvm_ept_set(struct kvm_vm *vm, uint64_t *e, unsigned level, uint64_t ne
         bury_table(vm, hpa(old & EPT_ADDR_MASK), level - 1, dead);
     }
     return old;
-}
-
-void kvm_mmu_flush(struct kvm_vm *vm)
-{
-    struct kvm_vcpu *v;
-    uint32_t i;
-
-    atomic_fetch_add_explicit(&vm->counters.remote_flushes, 1, memory_order_relaxed);
-    kvm_for_each_vcpu (i, v, vm) {
-        cpu_request_flush(v->cpu);
-    }
-    kvm_for_each_vcpu (i, v, vm) {
-        cpu_request_flush_wait(v->cpu);
-    }
-}
-
-void kvm_ept_finish(struct kvm_vm *vm, struct kvm_dead_tables *dead)
-{
-    if (dead->flush) {
-        kvm_mmu_flush(vm);
-        dead->flush = false;
-    }
-    while (dead->first) {
-        struct host_frame *frame = &vm->s->hm->frames[dead->first];
-        hpa_t table = pfn_to_hpa(pfn(dead->first));
-
-        dead->first = __atomic_load_n(&frame->link, __ATOMIC_RELAXED);
-        __atomic_store_n(&frame->link, 0, __ATOMIC_RELAXED);
-        host_table_free(vm->s->hm, table);
-    }
 }
 
 const void *kvm_ept_table_ptr(void *ctx, uint64_t addr, unsigned level)

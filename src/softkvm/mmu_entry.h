@@ -93,12 +93,6 @@ uint64_t *kvm_ept_find(const struct kvm_vm *vm, gfn_t f, unsigned level);
 /* The entry that ends the way to f: the leaf, or the first that is no table. Lock: as above. */
 uint64_t *kvm_ept_find_leaf(const struct kvm_vm *vm, gfn_t f, unsigned *level);
 
-/* Table frames unlinked but not yet free: chained through the frames. */
-struct kvm_dead_tables {
-    uint64_t first; /* pfn, 0 if none */
-    bool flush;     /* translations may be cached that were changed */
-};
-
 /*
  * The funnel. Change an entry from `old` to `new`; false when it was not `old` any more (nothing done
  * then). Lock: shared. A table entry is never replaced this way.
@@ -110,10 +104,6 @@ bool kvm_ept_exchange(struct kvm_vm *vm, uint64_t *e, unsigned level, uint64_t o
  * it. Sets dead->flush when processors may hold something of the old entry. Returns the old value. */
 uint64_t kvm_ept_set(struct kvm_vm *vm, uint64_t *e, unsigned level, uint64_t new,
                      struct kvm_dead_tables *dead);
-
-/* Flush if needed and free the tables. No lock may be held but those that a processor in guest mode
- * never takes. */
-void kvm_ept_finish(struct kvm_vm *vm, struct kvm_dead_tables *dead);
 
 /* For arch/radix.h: pointer to a table; ctx is the struct host_memory. */
 const void *kvm_ept_table_ptr(void *ctx, uint64_t addr, unsigned level);

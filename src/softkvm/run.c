@@ -85,7 +85,7 @@ static int serve_requests(struct kvm_vcpu *v)
         irq->timer_expired(v);
     }
     if (kvm_vcpu_take_request(v, KVM_REQUEST_MMU)) {
-        v->cpu->eptp = v->vm->mmu.eptp;
+        v->vm->mmu.ops->load(v);
         cpu_state_changed(v->cpu);
     }
     if (kvm_vcpu_take_request(v, KVM_REQUEST_APIC_EXIT) && irq->user_exit(v)) {

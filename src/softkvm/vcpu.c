@@ -46,13 +46,16 @@ static int vcpu_init(struct kvm_vcpu *v)
     if (!v->cpu) {
         return -ENOMEM;
     }
-    v->cpu->eptp = v->vm->mmu.eptp;
     v->cpu->maxphyaddr = KVM_GUEST_PHYS_BITS;
     v->cpu->tsc_offset = v->vm->tsc_offset;
     v->cpu->tsc_ratio = UINT64_C(1) << 32;
     v->tsc_khz = v->vm->tsc_khz;
     v->extint_vector = -1;
     v->mmio_gfn = UINT64_MAX;
+    r = kvm_mmu_vcpu_init(v);
+    if (r < 0) {
+        return r;
+    }
     kvm_vcpu_reset(v, false);
     kvm_cpuid_changed(v);
     return 0;
@@ -60,7 +63,7 @@ static int vcpu_init(struct kvm_vcpu *v)
 
 void kvm_vcpu_free(struct kvm_vcpu *v)
 {
-    kvm_mmu_cache_drain(v->vm, &v->tables);
+    kvm_mmu_vcpu_fini(v);
     if (v->cpu) {
         cpu_free(v->cpu);
     }

@@ -30,10 +30,11 @@ static void vm_free(struct kvm_vm *vm)
         vm->irq->vcpu_fini(v);
     }
     vm->irq->vm_fini(vm);
-    kvm_mmu_fini(vm);
+    kvm_mmu_stop(vm);
     kvm_for_each_vcpu (i, v, vm) {
         kvm_vcpu_free(v);
     }
+    kvm_mmu_fini(vm);
     kvm_slots_fini(vm);
     cpu_peers_free(vm->peers);
     pthread_mutex_destroy(&vm->lock);
