@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -14,6 +15,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -235,6 +237,25 @@ static int compare(const struct program *p, const struct sg_outcome *out)
     return bad;
 }
 
+static void on_alarm(int sig)
+{
+    (void)sig;
+    real.run->immediate_exit = 1;
+}
+
+/* One KVM_RUN of at most two seconds: a KVM that makes something else of a program may never come to its HLT. */
+static int run_bounded(void)
+{
+    const struct itimerval limit = {.it_value.tv_sec = 2, .it_interval.tv_usec = 100000}, off = {0};
+    int r;
+
+    real.run->immediate_exit = 0;
+    (void)setitimer(ITIMER_REAL, &limit, NULL);
+    r = ioctl(real.vcpu, KVM_RUN, 0);
+    (void)setitimer(ITIMER_REAL, &off, NULL);
+    return r;
+}
+
 /* A KVM that interprets says #UD to what its emulator does not know. */
 static bool is_beyond_kvm(const struct sg_outcome *out)
 {
@@ -268,7 +289,7 @@ static void same_as_kvm(void **state)
             bad++;
             continue;
         }
-        if (ioctl(real.vcpu, KVM_RUN, 0) < 0 || real.run->exit_reason != KVM_EXIT_HLT ||
+        if (run_bounded() < 0 || real.run->exit_reason != KVM_EXIT_HLT ||
             is_beyond_kvm(&out)) {
             print_message("# %s: not on this KVM (exit %u)\n", p->name, real.run->exit_reason);
             unable++;
@@ -282,6 +303,9 @@ static void same_as_kvm(void **state)
 
 static int setup(void **state)
 {
+    struct sigaction alarm = {.sa_handler = on_alarm}; /* no SA_RESTART: KVM_RUN must come back */
+
+    (void)sigaction(SIGALRM, &alarm, NULL);
     sg_open(&guest);
     if (kvm_open() < 0) {
         real.vcpu = -1;
