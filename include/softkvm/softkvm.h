@@ -124,6 +124,29 @@ int softkvm_memory_unmapped(struct softkvm *s, void *start, size_t length);
 int softkvm_memory_discarded(struct softkvm *s, void *start, size_t length);
 int softkvm_memory_protected(struct softkvm *s, void *start, size_t length, int prot);
 
+/*
+ * The same, and more, in two halves around the process's own system call, so that no vCPU can get a page of
+ * the old mapping back in between. end must follow in the same thread exactly when begin returned 0, soon, and with
+ * no other call on the instance between the two; done: the process's call succeeded. *c: the caller's, until the end.
+ * begin returns 0, -EINVAL, or -ENOMEM: then the process's call should fail too, or be followed by
+ * softkvm_memory_unmapped().
+ */
+enum softkvm_change {
+    SOFTKVM_CHANGE_UNMAP,   /* munmap, or a mapping over it */
+    SOFTKVM_CHANGE_DISCARD, /* MADV_DONTNEED, MADV_REMOVE, hole punch, truncate */
+    SOFTKVM_CHANGE_PROTECT, /* mprotect to `prot` */
+    SOFTKVM_CHANGE_MOVE,    /* mremap of it: contents are wanted elsewhere */
+    SOFTKVM_CHANGE_FORK,    /* fork; start and length are not looked at */
+};
+
+struct softkvm_memory_change {
+    uint64_t private_[8];
+};
+
+int softkvm_memory_begin(struct softkvm *s, struct softkvm_memory_change *c, enum softkvm_change kind,
+                         void *start, size_t length, int prot);
+void softkvm_memory_end(struct softkvm_memory_change *c, bool done);
+
 /* Guest instructions that a vCPU has executed. Any thread; 0 for anything that is not a vCPU. */
 uint64_t softkvm_instructions(struct softkvm *s, int vcpu_fd);
 

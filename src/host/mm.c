@@ -1,6 +1,6 @@
 /*
- * A host address space: creation, changes of its VMAs (map, unmap, discard, protect, advise,
- * recheck), figures and the check of its invariants.
+ * A host address space: creation, changes of its VMAs (map, advise, recheck; change.c has the
+ * rest), figures and the check of its invariants.
  *
  * Every change of mappings: check, reserve memory, mmap lock for writing, split huge entries
  * across the ends, notifiers' start, entries and frames, VMAs, notifiers' end. After the first
@@ -159,7 +159,8 @@ struct host_memory *host_mm_memory(struct host_mm *mm)
     return mm->hm;
 }
 
-static bool range_ok(const struct host_mm *mm, hva_t start, hva_t end)
+/* See mm_impl.h. */
+bool host_mm_range_ok(const struct host_mm *mm, hva_t start, hva_t end)
 {
     return start.v < end.v && end.v <= host_mm_limit(mm) && !page_offset(start.v) &&
            !page_offset(end.v);
@@ -174,9 +175,8 @@ static bool cuts_hugetlb(const struct host_mm *mm, uint64_t addr)
            (addr & ((UINT64_C(1) << vma->page_shift) - 1));
 }
 
-/* Make ready for a change of [start, end): room for two more VMAs, no huge entry across the ends.
- * Lock: mmap lock held for writing. 0, -ENOMEM, or -EINVAL (an end lies inside a hugetlb page). */
-static int prepare(struct host_mm *mm, uint64_t start, uint64_t end)
+/* See mm_impl.h. Lock: mmap lock held for writing. */
+int host_mm_prepare(struct host_mm *mm, uint64_t start, uint64_t end)
 {
     int err = host_vma_reserve(mm->hm, &mm->vmas, 3);
 
@@ -186,22 +186,6 @@ static int prepare(struct host_mm *mm, uint64_t start, uint64_t end)
     return err ? err : host_pt_split_ends(mm, start, end);
 }
 
-/* Entries and frames of a range go, between the notifiers. Lock: mmap lock held for writing. */
-static void zap_notified(struct host_mm *mm, uint64_t start, uint64_t end,
-                         enum host_mmu_event event)
-{
-    struct host_mmu_range range = {hva(start), hva(end), event};
-
-    host_notify_start(mm, &range);
-    if (event == HOST_MMU_PROTECT) {
-        host_ksm_restore_range(mm, start, end);
-        host_pt_zap_present(mm, start, end);
-    } else {
-        host_pt_zap(mm, start, end);
-    }
-    host_notify_end(mm, &range);
-}
-
 /* See mm.h. Lock: takes the mmap lock. Source: own, after mmap() with a fixed address. */
 int host_mm_map(struct host_mm *mm, const struct host_vma *vma)
 {
@@ -209,87 +193,31 @@ int host_mm_map(struct host_mm *mm, const struct host_vma *vma)
     int err;
 
     new.page_shift = new.page_shift ? new.page_shift : PAGE_SHIFT;
-    if (!range_ok(mm, new.start, new.end) ||
+    if (!host_mm_range_ok(mm, new.start, new.end) ||
         (new.flags &HOST_VMA_HUGETLB &&
          ((new.page_shift != 21 && new.page_shift != 30) ||
           ((new.start.v | new.end.v) & ((UINT64_C(1) << new.page_shift) - 1))))) {
         return -EINVAL;
     }
     pthread_rwlock_wrlock(&mm->mmap_lock);
-    err = prepare(mm, new.start.v, new.end.v);
+    err = host_mm_prepare(mm, new.start.v, new.end.v);
     if (!err) {
-        zap_notified(mm, new.start.v, new.end.v, HOST_MMU_UNMAP);
+        struct host_mmu_range range = {new.start, new.end, HOST_MMU_UNMAP};
+
+        host_notify_start(mm, &range);
+        host_pt_zap(mm, new.start.v, new.end.v);
         host_swap_unwatch(mm, new.start.v, new.end.v);
         host_vma_clear_range(&mm->vmas, new.start.v, new.end.v);
         host_vma_insert(&mm->vmas, &new);
         host_vma_merge_around(&mm->vmas, new.start.v, new.end.v);
+        host_notify_end(mm, &range);
     }
     pthread_rwlock_unlock(&mm->mmap_lock);
     return err;
 }
 
-/* See mm.h. Lock: takes the mmap lock. Source: after munmap(). */
-int host_mm_unmap(struct host_mm *mm, hva_t start, hva_t end)
-{
-    int err;
-
-    if (!range_ok(mm, start, end)) {
-        return -EINVAL;
-    }
-    pthread_rwlock_wrlock(&mm->mmap_lock);
-    err = prepare(mm, start.v, end.v);
-    if (!err) {
-        zap_notified(mm, start.v, end.v, HOST_MMU_UNMAP);
-        host_swap_unwatch(mm, start.v, end.v);
-        host_vma_clear_range(&mm->vmas, start.v, end.v);
-    }
-    pthread_rwlock_unlock(&mm->mmap_lock);
-    return err;
-}
-
-/* Bring swapped and merged pages of a range back to their HVAs. Lock: takes the mmap lock. */
-static void bytes_home(struct host_mm *mm, uint64_t start, uint64_t end)
-{
-    struct host_mmu_range range = {hva(start), hva(end), HOST_MMU_PROTECT};
-
-    pthread_rwlock_wrlock(&mm->mmap_lock);
-    host_notify_start(mm, &range);
-    host_ksm_restore_range(mm, start, end);
-    host_swap_restore_range(mm, start, end);
-    host_notify_end(mm, &range);
-    pthread_rwlock_unlock(&mm->mmap_lock);
-}
-
-/* See mm.h. Lock: takes the mmap lock. Source: own. */
-int host_mm_withdraw(struct host_mm *mm, hva_t start, hva_t end)
-{
-    if (!range_ok(mm, start, end)) {
-        return -EINVAL;
-    }
-    bytes_home(mm, start.v, end.v);
-    return host_mm_unmap(mm, start, end);
-}
-
-/* See mm.h. Lock: takes the mmap lock. Source: after MADV_DONTNEED. */
-int host_mm_discard(struct host_mm *mm, hva_t start, hva_t end)
-{
-    int err;
-
-    if (!range_ok(mm, start, end)) {
-        return -EINVAL;
-    }
-    pthread_rwlock_wrlock(&mm->mmap_lock);
-    err = prepare(mm, start.v, end.v);
-    if (!err) {
-        zap_notified(mm, start.v, end.v, HOST_MMU_UNMAP);
-    }
-    pthread_rwlock_unlock(&mm->mmap_lock);
-    return err;
-}
-
-/* Set and clear flags of the VMAs in a range that they cover without a hole.
- * Lock: mmap lock held for writing, room reserved. */
-static void change_flags(struct host_mm *mm, uint64_t start, uint64_t end, unsigned set,
+/* See mm_impl.h. Lock: mmap lock held for writing, room reserved. */
+void host_mm_change_flags(struct host_mm *mm, uint64_t start, uint64_t end, unsigned set,
                          unsigned clear)
 {
     host_vma_split_at(&mm->vmas, start);
@@ -301,27 +229,6 @@ static void change_flags(struct host_mm *mm, uint64_t start, uint64_t end, unsig
     host_vma_merge_around(&mm->vmas, start, end);
 }
 
-/* See mm.h. Entries go, and their frames with them: the page keeps its contents at its HVA, so
- * that the next access, judged anew, may bring it any frame.
- * Lock: takes the mmap lock. Source: after mprotect(). */
-int host_mm_protect(struct host_mm *mm, hva_t start, hva_t end, unsigned prot)
-{
-    const unsigned all = HOST_VMA_READ | HOST_VMA_WRITE | HOST_VMA_EXEC;
-    int err;
-
-    if (!range_ok(mm, start, end) || (prot & ~all)) {
-        return -EINVAL;
-    }
-    pthread_rwlock_wrlock(&mm->mmap_lock);
-    err = host_vma_covers(&mm->vmas, start.v, end.v) ? prepare(mm, start.v, end.v) : -ENOMEM;
-    if (!err) {
-        zap_notified(mm, start.v, end.v, HOST_MMU_PROTECT);
-        change_flags(mm, start.v, end.v, prot, all);
-    }
-    pthread_rwlock_unlock(&mm->mmap_lock);
-    return err;
-}
-
 /* See mm.h. Lock: takes the mmap lock. Source: after madvise() and mlock(). */
 int host_mm_advise(struct host_mm *mm, hva_t start, hva_t end, unsigned set, unsigned clear)
 {
@@ -330,14 +237,14 @@ int host_mm_advise(struct host_mm *mm, hva_t start, hva_t end, unsigned set, uns
                          HOST_VMA_DONTFORK;
     int err;
 
-    if (!range_ok(mm, start, end) || ((set | clear) & ~all)) {
+    if (!host_mm_range_ok(mm, start, end) || ((set | clear) & ~all)) {
         return -EINVAL;
     }
     pthread_rwlock_wrlock(&mm->mmap_lock);
     err = host_vma_covers(&mm->vmas, start.v, end.v) ? host_vma_reserve(mm->hm, &mm->vmas, 3)
                                                      : -ENOMEM;
     if (!err) {
-        change_flags(mm, start.v, end.v, set, clear);
+        host_mm_change_flags(mm, start.v, end.v, set, clear);
     }
     pthread_rwlock_unlock(&mm->mmap_lock);
     return err;
@@ -424,7 +331,7 @@ int host_mm_recheck(struct host_mm *mm, hva_t start, hva_t end)
     uint64_t from, to, at = start.v;
     int changed = 0;
 
-    if (!range_ok(mm, start, end)) {
+    if (!host_mm_range_ok(mm, start, end)) {
         return -EINVAL;
     }
     while (at < end.v) {

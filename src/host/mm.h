@@ -123,6 +123,18 @@ int host_mm_protect(struct host_mm *mm, hva_t start, hva_t end, unsigned prot) m
 int host_mm_advise(struct host_mm *mm, hva_t start, hva_t end, unsigned set,
                    unsigned clear) must_check;
 
+/*
+ * The same, and a fork, in two halves around the process's own system call: in between nothing of the
+ * range can be resolved again. change.c.
+ */
+enum host_change_kind {
+    HOST_CHANGE_UNMAP,
+    HOST_CHANGE_DISCARD,
+    HOST_CHANGE_PROTECT, /* to `prot` */
+    HOST_CHANGE_MOVE,    /* as host_mm_withdraw() */
+    HOST_CHANGE_FORK,    /* range not looked at */
+};
+
 /* Compare the VMAs of [start, end) with what the source says now; what changed or went is unmapped.
  * Returns the number of VMAs that were dropped or changed, or -errno. */
 int host_mm_recheck(struct host_mm *mm, hva_t start, hva_t end);
@@ -268,6 +280,18 @@ struct host_notifier_ops {
     /* The address space goes. May be null. */
     void (*release)(struct host_notifier *n);
 };
+
+/* A change between its two halves. The caller's; filled in but for range.event. */
+struct host_change {
+    struct host_mm *mm;
+    enum host_change_kind kind;
+    struct host_mmu_range range;
+    unsigned prot;       /* HOST_VMA_READ | WRITE | EXEC */
+    bool may_have_holes; /* PROTECT: parts that are not known are no error */
+};
+
+int host_mm_change_begin(struct host_change *c) must_check;
+void host_mm_change_end(struct host_change *c, bool done);
 
 /* Embedded by the user, who keeps it alive until unregistered. */
 struct host_notifier {

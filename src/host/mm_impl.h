@@ -194,6 +194,17 @@ void host_vma_split_at(struct host_vma_set *set, uint64_t addr);
 void host_vma_merge_around(struct host_vma_set *set, uint64_t start, uint64_t end);
 bool host_vma_covers(const struct host_vma_set *set, uint64_t start, uint64_t end);
 
+/* ---- mm.c ---- */
+/* Is it a range of whole pages that the tables reach? */
+bool host_mm_range_ok(const struct host_mm *mm, hva_t start, hva_t end);
+/* Make ready for a change of [start, end): room for two more VMAs, no huge entry across the ends.
+ * Lock: mmap write. 0, -ENOMEM, or -EINVAL (an end lies inside a hugetlb page). */
+int host_mm_prepare(struct host_mm *mm, uint64_t start, uint64_t end) must_check;
+/* Set and clear flags of the VMAs in a range that they cover without a hole. Lock: mmap write, room
+ * reserved. */
+void host_mm_change_flags(struct host_mm *mm, uint64_t start, uint64_t end, unsigned set,
+                          unsigned clear);
+
 /* ---- maps.c ---- */
 extern const struct host_map_source host_map_source_process;
 

@@ -375,32 +375,3 @@ uint64_t softkvm_instructions(struct softkvm *s, int vcpu_fd)
     kvm_file_put(s, f);
     return n;
 }
-
-static hva_t range_end(const void *start, size_t length)
-{
-    return hva(((uintptr_t)start + length + PAGE_SIZE - 1) & PAGE_MASK);
-}
-
-int softkvm_memory_unmapped(struct softkvm *s, void *start, size_t length)
-{
-    return host_mm_unmap(s->mm, hva((uintptr_t)start & PAGE_MASK), range_end(start, length));
-}
-
-int softkvm_memory_discarded(struct softkvm *s, void *start, size_t length)
-{
-    return host_mm_discard(s->mm, hva((uintptr_t)start & PAGE_MASK), range_end(start, length));
-}
-
-int softkvm_memory_protected(struct softkvm *s, void *start, size_t length, int prot)
-{
-    unsigned p = (prot & PROT_READ ? HOST_VMA_READ : 0) | (prot & PROT_WRITE ? HOST_VMA_WRITE : 0) |
-                 (prot & PROT_EXEC ? HOST_VMA_EXEC : 0);
-    int r = host_mm_protect(s->mm, hva((uintptr_t)start & PAGE_MASK), range_end(start, length), p);
-
-    if (r == -ENOMEM) {
-        /* Part of the range was never used by a guest: ask the process what there is now. */
-        r = host_mm_recheck(s->mm, hva((uintptr_t)start & PAGE_MASK), range_end(start, length));
-        r = r < 0 ? r : 0;
-    }
-    return r;
-}
