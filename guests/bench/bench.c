@@ -9,7 +9,8 @@
  * instead. N grows until a loop takes long enough. "bench end" is last, then the guest leaves through
  * isa-debug-exit or, where there is none, Bochs's shutdown port.
  *
- * Command line: only=NAME runs one loop. Needs 2 GiB of RAM.
+ * Command line: only=NAME runs one loop; ticks=N is how many a loop must take (default 500,000,000).
+ * Needs 2 GiB of RAM.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -71,6 +72,15 @@ static inline void write_cr3(uint64_t v)
 static inline void invlpg(uint64_t va)
 {
     __asm__ volatile("invlpg (%0)" : : "r"(va) : "memory");
+}
+
+/* 115,200 baud, 8 bits: a real UART, and Bochs's, begins with 5. */
+static void serial_set_up(void)
+{
+    outb(0x3fb, 0x83);
+    outb(0x3f8, 1);
+    outb(0x3f9, 0);
+    outb(0x3fb, 3);
 }
 
 static void put(char c)
@@ -375,6 +385,8 @@ static const struct loop loops[] = {
     {"ioapic_read", run_mmio, 0},
 };
 
+static uint64_t min_ticks = MIN_TICKS;
+
 static uint64_t measure(const struct loop *loop, uint64_t n)
 {
     uint64_t start;
@@ -397,10 +409,10 @@ static void run_loop(const struct loop *loop)
     }
     for (;;) {
         ticks = measure(loop, n);
-        if (loop->once || ticks >= MIN_TICKS) {
+        if (loop->once || ticks >= min_ticks) {
             break;
         }
-        n *= ticks < MIN_TICKS / 16 ? 8 : 2;
+        n *= ticks < min_ticks / 16 ? 8 : 2;
     }
     print("bench ");
     print(loop->name);
@@ -409,18 +421,43 @@ static void run_loop(const struct loop *loop)
     put('\n');
 }
 
-static int wanted(const char *cmdline, const char *name)
+/* What follows `key` on the command line, or NULL. */
+static const char *option(const char *cmdline, const char *key)
 {
-    const char *p = cmdline;
+    for (const char *p = cmdline; *p; p++) {
+        size_t n = 0;
 
-    for (; *p; p++) {
-        if (p[0] == 'o' && p[1] == 'n' && p[2] == 'l' && p[3] == 'y' && p[4] == '=') {
-            for (p += 5; *name && *p == *name; p++, name++) {
-            }
-            return !*name && (!*p || *p == ' ');
+        while (key[n] && p[n] == key[n]) {
+            n++;
+        }
+        if (!key[n]) {
+            return p + n;
         }
     }
-    return 1;
+    return NULL;
+}
+
+static int wanted(const char *cmdline, const char *name)
+{
+    const char *p = option(cmdline, "only=");
+
+    if (!p) {
+        return 1;
+    }
+    for (; *name && *p == *name; p++, name++) {
+    }
+    return !*name && (!*p || *p == ' ');
+}
+
+static void ticks_option(const char *cmdline)
+{
+    const char *p = option(cmdline, "ticks=");
+    uint64_t v = 0;
+
+    for (; p && *p >= '0' && *p <= '9'; p++) {
+        v = v * 10 + (uint64_t)(*p - '0');
+    }
+    min_ticks = v ? v : MIN_TICKS;
 }
 
 void bench_main(uint32_t info)
@@ -428,6 +465,8 @@ void bench_main(uint32_t info)
     const uint32_t *mb = (const uint32_t *)(uintptr_t)info;
     const char *cmdline = mb[0] & 4 ? (const char *)(uintptr_t)mb[4] : "";
 
+    serial_set_up();
+    ticks_option(cmdline);
     map_window();
     for (size_t i = 0; i < sizeof(loops) / sizeof(loops[0]); i++) {
         if (!wanted(cmdline, loops[i].name) || (loops[i].run == run_pcid_touch && !has_pcid())) {

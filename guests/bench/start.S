@@ -3,9 +3,11 @@
  * one to one by 2 MiB pages, and calls bench_main(command line). Also the interrupt entries that the
  * loops of bench.c measure.
  */
-        .section .multiboot, "a"
+        .section .multiboot, "ax"
         .align 4
         .long   0x1BADB002, 0x00000003, -(0x1BADB002 + 0x00000003)
+        .code32
+        jmp     _start                  /* entry of the flat image, boot.S */
 
         .section .text
         .code32
