@@ -182,6 +182,13 @@ int cpu_set_msr(struct cpu *cpu, uint32_t index, uint64_t value)
     return set_msr(cpu, index, value, true);
 }
 
+/* The same by a guest's rules: what WRMSR would do. -ENOENT also for the counter, whose writes are the
+ * hypervisor's. Source: the processor's WRMSR. */
+int cpu_set_msr_guest(struct cpu *cpu, uint32_t index, uint64_t value)
+{
+    return set_msr(cpu, index, value, false);
+}
+
 static void op_rdmsr(struct cpu *cpu, const struct cpu_op *op)
 {
     uint32_t index = (uint32_t)cpu->regs[CPU_RCX];
@@ -190,7 +197,7 @@ static void op_rdmsr(struct cpu *cpu, const struct cpu_op *op)
     if (!cpu_need_cpl0(cpu, op)) {
         return;
     }
-    if (cpu_get_msr(cpu, index, &v) != 0) {
+    if (cpu->exit_msrs || cpu_get_msr(cpu, index, &v) != 0) {
         cpu_leave(cpu, op, CPU_EXIT_RDMSR);
         cpu->exit.msr.index = index;
         return;
@@ -208,7 +215,7 @@ static void op_wrmsr(struct cpu *cpu, const struct cpu_op *op)
     if (!cpu_need_cpl0(cpu, op)) {
         return;
     }
-    switch (set_msr(cpu, index, v, false)) {
+    switch (cpu->exit_msrs ? -ENOENT : set_msr(cpu, index, v, false)) {
     case 0:
         cpu_end_block(cpu, op);
         break;

@@ -65,6 +65,7 @@ void cpu_set_events(struct cpu *cpu, const struct cpu_events *in);
  */
 int cpu_get_msr(const struct cpu *cpu, uint32_t index, uint64_t *value) must_check;
 int cpu_set_msr(struct cpu *cpu, uint32_t index, uint64_t value) must_check;
+int cpu_set_msr_guest(struct cpu *cpu, uint32_t index, uint64_t value) must_check;
 
 /* XCR0 (index 0), with XSETBV's rules: -EINVAL is #GP. For CPU_EXIT_XSETBV: set, then cpu_skip_insn(). */
 int cpu_set_xcr(struct cpu *cpu, uint32_t index, uint64_t value) must_check;

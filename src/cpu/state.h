@@ -147,6 +147,7 @@ struct cpu {
     uint8_t single_step;         /* KVM_GUESTDBG_SINGLESTEP: exit after one instruction */
     uint8_t trap_int3;           /* INT3 is the hypervisor's breakpoint: exit instead of #BP */
     uint8_t has_host_dr;         /* breakpoints are the hypervisor's (host_dr), not the guest's */
+    uint8_t exit_msrs;           /* RDMSR and WRMSR of the processor's own registers exit as well */
     uint64_t host_dr[4], host_dr7;
     uint32_t db_pending;         /* DR6 bits of the #DB trap that the instruction at hand has earned */
     uint8_t restart_alone;       /* run the instruction at RIP by itself, before anything else: replay.h */

@@ -13,7 +13,8 @@
 #define GUEST_DEBUG                                                                                \
     (KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_SW_BP |                      \
      KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_INJECT_BP | KVM_GUESTDBG_INJECT_DB)
-#define USER_MSR     (KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN)
+#define USER_MSR                                                                                   \
+    (KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER)
 
 static const struct {
     long extension;
@@ -50,6 +51,7 @@ static const struct {
     {KVM_CAP_MCE, 32},
     {KVM_CAP_GET_MSR_FEATURES, 1},
     {KVM_CAP_X86_USER_SPACE_MSR, USER_MSR},
+    {KVM_CAP_X86_MSR_FILTER, 1},
     {KVM_CAP_IMMEDIATE_EXIT, 1},
     {KVM_CAP_SYNC_REGS, KVM_SYNC_X86_VALID_FIELDS},
     {KVM_CAP_CHECK_EXTENSION_VM, 1},

@@ -19,6 +19,7 @@
 #include "cpu/run.h"
 #include "softkvm/cpuid.h"
 #include "softkvm/msr.h"
+#include "softkvm/msr_filter.h"
 #include "softkvm/state.h"
 #include "softkvm/vcpu.h"
 
@@ -236,7 +237,9 @@ static int msr_to_user(struct kvm_vcpu *v, enum kvm_msr_result why)
 {
     const struct cpu_exit *e = &v->cpu->exit;
     bool is_write = e->reason == CPU_EXIT_WRMSR;
-    uint32_t reason = why == KVM_MSR_UNKNOWN ? KVM_MSR_EXIT_REASON_UNKNOWN : KVM_MSR_EXIT_REASON_INVAL;
+    uint32_t reason = why == KVM_MSR_UNKNOWN    ? KVM_MSR_EXIT_REASON_UNKNOWN
+                      : why == KVM_MSR_FILTERED ? KVM_MSR_EXIT_REASON_FILTER
+                                                : KVM_MSR_EXIT_REASON_INVAL;
 
     if (!(v->vm->user_msr_mask & reason)) {
         return inject_gp(v);
@@ -259,11 +262,14 @@ static void finish_rdmsr(struct kvm_vcpu *v, uint64_t value)
 
 static int handle_rdmsr(struct kvm_vcpu *v)
 {
+    uint32_t index = v->cpu->exit.msr.index;
     uint64_t value = 0;
-    enum kvm_msr_result r = kvm_msr_get(v, v->cpu->exit.msr.index, &value, false);
+    enum kvm_msr_result r = kvm_msr_filter_allows(v->vm, index, false)
+                                ? kvm_msr_get(v, index, &value, false)
+                                : KVM_MSR_FILTERED;
 
     if (r != KVM_MSR_DONE) {
-        TRACE(&v->vm->s->trace, exit_msr, "read %llx failed", v->cpu->exit.msr.index);
+        TRACE(&v->vm->s->trace, exit_msr, "read %llx failed", index);
         return msr_to_user(v, r);
     }
     finish_rdmsr(v, value);
@@ -273,7 +279,9 @@ static int handle_rdmsr(struct kvm_vcpu *v)
 static int handle_wrmsr(struct kvm_vcpu *v)
 {
     const struct cpu_exit *e = &v->cpu->exit;
-    enum kvm_msr_result r = kvm_msr_set(v, e->msr.index, e->msr.value, false);
+    enum kvm_msr_result r = kvm_msr_filter_allows(v->vm, e->msr.index, true)
+                                ? kvm_msr_set(v, e->msr.index, e->msr.value, false)
+                                : KVM_MSR_FILTERED;
 
     if (r != KVM_MSR_DONE) {
         TRACE(&v->vm->s->trace, exit_msr, "write %llx of %llx failed", e->msr.index, e->msr.value);

@@ -38,6 +38,7 @@ enum kvm_msr_result {
     KVM_MSR_DONE,
     KVM_MSR_UNKNOWN, /* not the chips' */
     KVM_MSR_FAULT,   /* the guest gets #GP */
+    KVM_MSR_FILTERED, /* KVM_X86_SET_MSR_FILTER forbids it */
 };
 
 struct kvm_irq_ops {

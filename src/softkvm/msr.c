@@ -246,7 +246,8 @@ enum kvm_msr_result kvm_msr_set(struct kvm_vcpu *v, uint32_t index, uint64_t val
 
         v->msr.tsc_adjust += value - before;
     }
-    e = cpu_set_msr(v->cpu, index, value);
+    e = by_host || index == X86_MSR_TSC ? cpu_set_msr(v->cpu, index, value)
+                                        : cpu_set_msr_guest(v->cpu, index, value);
     if (e != -ENOENT) {
         return e == 0 ? KVM_MSR_DONE : KVM_MSR_FAULT;
     }

@@ -21,6 +21,7 @@
 #include "cpu/regs.h"
 #include "cpu/run.h"
 #include "softkvm/exit.h"
+#include "softkvm/msr_filter.h"
 #include "softkvm/state.h"
 #include "softkvm/vcpu.h"
 
@@ -87,6 +88,9 @@ static int serve_requests(struct kvm_vcpu *v)
     if (kvm_vcpu_take_request(v, KVM_REQUEST_MMU)) {
         v->vm->mmu.ops->load(v);
         cpu_state_changed(v->cpu);
+    }
+    if (kvm_vcpu_take_request(v, KVM_REQUEST_MSR_FILTER)) {
+        kvm_msr_filter_load(v);
     }
     if (kvm_vcpu_take_request(v, KVM_REQUEST_APIC_EXIT) && irq->user_exit(v)) {
         return KVM_LEAVE;

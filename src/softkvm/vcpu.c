@@ -88,6 +88,7 @@ static int vcpu_new(struct kvm_vm *vm, uint32_t id, struct kvm_vcpu **out)
     v->id = id;
     v->index = kvm_vm_nr_vcpus(vm);
     atomic_store(&v->refs, 1);
+    atomic_store(&v->requests, KVM_REQUEST_MSR_FILTER);
     pthread_mutex_init(&v->lock, NULL);
     r = vcpu_init(v);
     if (r == 0) {

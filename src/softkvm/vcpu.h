@@ -33,6 +33,7 @@
 #define KVM_REQUEST_APIC_EXIT    0x0800u /* KVM_EXIT_IOAPIC_EOI or TPR work: irq->user_exit() */
 #define KVM_REQUEST_STEAL        0x1000u /* steal-time record: irq->clock_update() */
 
+#define KVM_REQUEST_MSR_FILTER   0x4000u /* the filter changed */
 #define KVM_REQUEST_SIGNAL       0x2000u /* softkvm_interrupt(): leave with -EINTR */
 
 /* The pages of the descriptor, in mmap order. */

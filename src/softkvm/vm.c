@@ -10,6 +10,7 @@
 #include <x86intrin.h>
 
 #include "cpu/run.h"
+#include "softkvm/msr_filter.h"
 #include "softkvm/vcpu.h"
 
 static void init_locks(struct kvm_vm *vm)
@@ -36,6 +37,7 @@ static void vm_free(struct kvm_vm *vm)
     }
     kvm_mmu_fini(vm);
     kvm_slots_fini(vm);
+    kvm_msr_filter_free(atomic_load(&vm->msr_filter));
     cpu_peers_free(vm->peers);
     pthread_mutex_destroy(&vm->lock);
     pthread_mutex_destroy(&vm->slots_lock);

@@ -26,6 +26,7 @@
 #include "softkvm/slot.h"
 
 struct cpu_peers;
+struct kvm_msr_policy;
 struct kvm_vcpu;
 
 #define KVM_VM_MAX_VCPUS 1024
@@ -56,8 +57,8 @@ struct kvm_vm {
     uint64_t disabled_quirks, disabled_exits;
     uint32_t tsc_khz;                /* default of new vCPUs */
     int64_t tsc_offset;              /* so that a VM's counter starts at 0 at its creation */
-    bool user_msr_exits_set;
     uint32_t user_msr_mask;          /* KVM_CAP_X86_USER_SPACE_MSR */
+    _Atomic(struct kvm_msr_policy *) msr_filter; /* by exchange, read in read sections; null: all allowed */
     bool exception_payload, triple_fault_event;
     uint64_t manual_dirty;           /* KVM_DIRTY_LOG_* of KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 */
 

@@ -181,6 +181,11 @@ int cpu_get_msr(const struct cpu *cpu, uint32_t index, uint64_t *value)
     return -ENOENT;
 }
 
+int cpu_set_msr_guest(struct cpu *cpu, uint32_t index, uint64_t value)
+{
+    return cpu_set_msr(cpu, index, value);
+}
+
 int cpu_set_msr(struct cpu *cpu, uint32_t index, uint64_t value)
 {
     return -ENOENT;
