@@ -109,6 +109,9 @@ struct strata_ram_notifier {
     void (*removed)(struct strata_ram_notifier *n, struct strata_ram *ram);
     void (*resized)(struct strata_ram_notifier *n, struct strata_ram *ram, uint64_t old_size,
                     uint64_t size);
+    /* [start, start + len) has been given back to the host, or mapped anew: it reads otherwise now. */
+    void (*discarded)(struct strata_ram_notifier *n, struct strata_ram *ram, uint64_t start,
+                      uint64_t len);
     struct strata_ram_notifier *next; /* private */
     struct strata_memory *mem;        /* private */
 };

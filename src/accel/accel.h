@@ -36,15 +36,23 @@ typedef void accel_stop_fn(void *opaque, enum accel_stop why, const char *detail
 struct accel_soft_options;
 
 struct accel_options {
-    const char *engine; /* "auto", "kvm", "soft", "kvm:soft"; NULL: auto */
+    /* "auto", "kvm", "soft", "kvm:soft", then any of ",dirty-ring-size=N" and the like
+     * (properties.c); NULL: auto */
+    const char *engine;
     unsigned vcpus;     /* 1..ACCEL_MAX_VCPUS */
     const char *cpu;    /* -cpu text; NULL: all that the engine supports */
     const struct accel_soft_options *soft;
     accel_stop_fn *stop;
     void *opaque;
+    /* Asked before each allocation; true makes it fail. For tests; may be NULL. */
+    bool (*fail_alloc)(void *opaque);
+    void *fail_opaque;
 };
 
 #define ACCEL_MAX_VCPUS 64
+
+/* 0 when text may stand in accel_options.engine; -EINVAL with the word at fault in err. */
+int accel_engine_check(const char *text, struct base_error *err);
 
 int accel_open(struct accel **out, const struct accel_options *opts, struct base_error *err) must_check;
 void accel_free(struct accel *a);
@@ -100,6 +108,21 @@ struct accel_slot_info {
     uint64_t gpa, size, hva;
 };
 unsigned accel_slots(struct accel *a, struct accel_slot_info *out, unsigned max);
+/* How many more the engine would take. */
+unsigned accel_slots_free_count(struct accel *a);
+
+/* Dirty rings only: hold a vCPU to so many bytes a second (0: no limit), and what it does. -EINVAL no such
+ * vCPU, -EOPNOTSUPP no rings. */
+int accel_dirty_limit_set(struct accel *a, unsigned vcpu, uint64_t bytes_per_second);
+struct accel_dirty_rate {
+    uint64_t bytes_per_second; /* in the last whole second */
+    uint64_t limit;            /* 0: none */
+    uint64_t throttled_ns;     /* held back so far */
+};
+int accel_dirty_rate(struct accel *a, unsigned vcpu, struct accel_dirty_rate *out);
+
+/* Fill the second stage of [gpa, gpa + size) before the guest runs there. -EOPNOTSUPP: not this engine. */
+int accel_prefault(struct accel *a, uint64_t gpa, uint64_t size);
 
 /* Call fn for every value of the KVM statistics descriptors: vcpu is -1 for the VM's own.
  * Returns 0; -ENOTTY and the like where the engine has none. */

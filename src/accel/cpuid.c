@@ -144,7 +144,7 @@ static int apply_cpu_text(struct kvm_cpuid2 *t, const char *text, struct base_er
 int accel_cpuid_fetch(struct accel *a, struct base_error *err)
 {
     struct kvm_cpuid2 *t =
-        calloc(1, sizeof(*t) + CPUID_MAX_ENTRIES * sizeof(struct kvm_cpuid_entry2));
+        accel_calloc(a, 1, sizeof(*t) + CPUID_MAX_ENTRIES * sizeof(struct kvm_cpuid_entry2));
     struct kvm_cpuid_entry2 *e;
     int ret;
 
@@ -254,7 +254,7 @@ int accel_cpuid_apply(struct accel_vcpu *v, struct base_error *err)
 {
     struct accel *a = v->accel;
     size_t bytes = sizeof(*a->cpuid) + CPUID_MAX_ENTRIES * sizeof(struct kvm_cpuid_entry2);
-    struct kvm_cpuid2 *t = malloc(bytes);
+    struct kvm_cpuid2 *t = accel_calloc(a, 1, bytes);
     int ret;
 
     if (!t) {

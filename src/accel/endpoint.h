@@ -35,6 +35,8 @@ struct accel_endpoint_ops {
     /* This process gave back or changed its own memory under a slot; an engine that sees mappings
      * by itself leaves it NULL. */
     void (*memory_discarded)(struct accel_endpoint *ep, void *start, size_t length);
+    /* As fallocate() on a guest_memfd: 0 or -errno. */
+    int (*fallocate)(struct accel_endpoint *ep, int fd, int mode, off_t offset, off_t length);
     void (*free)(struct accel_endpoint *ep);
 };
 

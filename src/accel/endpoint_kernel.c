@@ -58,6 +58,11 @@ static void kernel_kick(struct accel_endpoint *ep, int vcpu_fd, pthread_t thread
     pthread_kill(thread, ACCEL_KICK_SIGNAL);
 }
 
+static int kernel_fallocate(struct accel_endpoint *ep, int fd, int mode, off_t offset, off_t length)
+{
+    return fallocate(fd, mode, offset, length) < 0 ? -errno : 0;
+}
+
 static void kernel_free(struct accel_endpoint *ep)
 {
     free(ep);
@@ -72,6 +77,7 @@ static const struct accel_endpoint_ops kernel_ops = {
     .pread = kernel_pread,
     .close = kernel_close,
     .kick = kernel_kick,
+    .fallocate = kernel_fallocate,
     .free = kernel_free,
 };
 

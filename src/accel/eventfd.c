@@ -20,7 +20,9 @@ void accel_eventfd_assign(struct accel_slots *s, const struct strata_eventfd *ev
     int ret = accel_ioctl_ptr(s->accel->ep, s->accel->vm_fd, KVM_IOEVENTFD, &args);
 
     if (ret < 0 && assign) {
-        accel_slots_fail(s, ret, "assigning an ioeventfd");
+        accel_slots_fail(s, ret, "event descriptor at %s 0x%llx, size %u, data 0x%llx, flags 0x%x",
+                         is_pio ? "port" : "address", (unsigned long long)args.addr, args.len,
+                         (unsigned long long)args.datamatch, args.flags);
     }
 }
 
@@ -32,7 +34,7 @@ void accel_coalesced_zone(struct accel_slots *s, uint64_t start, uint64_t size, 
 {
     struct kvm_coalesced_mmio_zone zone = {.addr = start, .size = (uint32_t)size, .pio = is_pio};
 
-    if (s->accel->coalesced_page && size <= UINT32_MAX) {
+    if (s->accel->coalesced_page && size <= UINT32_MAX && (!is_pio || s->accel->has_coalesced_pio)) {
         accel_ioctl_ptr(s->accel->ep, s->accel->vm_fd,
                         add ? KVM_REGISTER_COALESCED_MMIO : KVM_UNREGISTER_COALESCED_MMIO, &zone);
     }

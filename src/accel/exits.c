@@ -7,7 +7,11 @@
  */
 #include "accel/internal.h"
 
+#include <errno.h>
 #include <string.h>
+
+#include "accel/abi.h"
+#include "base/addr.h"
 
 /*
  * Tell the machine, once, why the run ends, and bring all vCPUs home.
@@ -100,6 +104,67 @@ static bool exit_system_event(struct accel_vcpu *v)
     }
 }
 
+static bool exit_ring_full(struct accel_vcpu *v)
+{
+    return accel_ring_full(v);
+}
+
+/* Convert, or end the run with what was asked. */
+static bool convert(struct accel_vcpu *v, uint64_t gpa, uint64_t size, bool to_private)
+{
+    char text[160];
+    int ret;
+
+    accel_lock(v->accel);
+    ret = accel_private_convert(v->accel, gpa, size, to_private);
+    accel_unlock(v->accel);
+    if (ret < 0) {
+        snprintf(text, sizeof(text), "vCPU %u: making 0x%llx, size 0x%llx, %s: %s", v->index,
+                 (unsigned long long)gpa, (unsigned long long)size, to_private ? "private" : "shared",
+                 strerror(-ret));
+        accel_tell_stop(v->accel, ACCEL_STOP_INTERNAL_ERROR, text);
+    }
+    return ret == 0;
+}
+
+/* A page touched the other way: the guest means it to be so from now on. */
+static bool exit_memory_fault(struct accel_vcpu *v)
+{
+    struct accel_exit_memory_fault fault;
+    char text[120];
+
+    memcpy(&fault, &v->run->hw, sizeof(fault));
+    if (!v->accel->confidential || fault.flags & ~ACCEL_MEMORY_FAULT_FLAG_PRIVATE) {
+        snprintf(text, sizeof(text), "vCPU %u: no memory behind 0x%llx, size 0x%llx, flags 0x%llx", v->index,
+                 (unsigned long long)fault.gpa, (unsigned long long)fault.size,
+                 (unsigned long long)fault.flags);
+        accel_tell_stop(v->accel, ACCEL_STOP_INTERNAL_ERROR, text);
+        return false;
+    }
+    return convert(v, fault.gpa, fault.size, fault.flags & ACCEL_MEMORY_FAULT_FLAG_PRIVATE);
+}
+
+/* Only the conversion of pages is asked for; what is refused the guest is told, not the user. */
+static bool exit_hypercall(struct accel_vcpu *v)
+{
+    struct kvm_run *run = v->run;
+    uint64_t gpa = run->hypercall.args[0], pages = run->hypercall.args[1];
+    int ret = -EINVAL;
+
+    if (run->hypercall.nr != ACCEL_HC_MAP_GPA_RANGE || !v->accel->confidential) {
+        run->hypercall.ret = (uint64_t)-ENOSYS;
+        return true;
+    }
+    if (pages <= UINT64_MAX >> PAGE_SHIFT) {
+        accel_lock(v->accel);
+        ret = accel_private_convert(v->accel, gpa, pages << PAGE_SHIFT,
+                                    run->hypercall.args[2] & ACCEL_MAP_GPA_RANGE_ENCRYPTED);
+        accel_unlock(v->accel);
+    }
+    run->hypercall.ret = (uint64_t)(int64_t)ret;
+    return true;
+}
+
 static bool exit_internal_error(struct accel_vcpu *v)
 {
     struct kvm_run *run = v->run;
@@ -140,7 +205,7 @@ static const struct exit_kind kinds[ACCEL_EXIT_KINDS] = {
     [KVM_EXIT_UNKNOWN] = {"unknown", NULL},
     [KVM_EXIT_EXCEPTION] = {"exception", NULL},
     [KVM_EXIT_IO] = {"io", exit_io},
-    [KVM_EXIT_HYPERCALL] = {"hypercall", exit_again},
+    [KVM_EXIT_HYPERCALL] = {"hypercall", exit_hypercall},
     [KVM_EXIT_DEBUG] = {"debug", NULL},
     [KVM_EXIT_HLT] = {"hlt", exit_again},
     [KVM_EXIT_MMIO] = {"mmio", exit_mmio},
@@ -154,7 +219,8 @@ static const struct exit_kind kinds[ACCEL_EXIT_KINDS] = {
     [KVM_EXIT_INTERNAL_ERROR] = {"internal-error", exit_internal_error},
     [KVM_EXIT_SYSTEM_EVENT] = {"system-event", exit_system_event},
     [KVM_EXIT_IOAPIC_EOI] = {"ioapic-eoi", exit_again},
-    [KVM_EXIT_DIRTY_RING_FULL] = {"dirty-ring-full", NULL},
+    [KVM_EXIT_DIRTY_RING_FULL] = {"dirty-ring-full", exit_ring_full},
+    [ACCEL_EXIT_MEMORY_FAULT] = {"memory-fault", exit_memory_fault},
 };
 
 /*

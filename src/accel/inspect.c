@@ -128,7 +128,7 @@ static void show_explanation(FILE *to, const struct softkvm_explain *x)
 /* See inspect.h. Returns: 0; -ENOTTY; -errno. Lock: vCPUs stopped. Source: SOFTKVM_EXPLAIN_GVA. */
 int accel_explain_show(struct accel *a, unsigned vcpu, gva_t addr, FILE *to)
 {
-    struct softkvm_explain *x = calloc(1, sizeof(*x));
+    struct softkvm_explain *x = accel_calloc(a, 1, sizeof(*x));
     int ret;
 
     if (!x) {
@@ -147,7 +147,7 @@ int accel_explain_show(struct accel *a, unsigned vcpu, gva_t addr, FILE *to)
 static int read_counters(struct accel *a, int fd, accel_counter_fn *fn, void *opaque)
 {
     enum { ROOM = 512 };
-    struct softkvm_counter *list = calloc(ROOM, sizeof(*list));
+    struct softkvm_counter *list = accel_calloc(a, ROOM, sizeof(*list));
     struct softkvm_counters args = {.size = sizeof(args), .count = ROOM, .counters = (uintptr_t)list};
     unsigned i;
     int ret;

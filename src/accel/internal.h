@@ -26,6 +26,14 @@
 
 struct accel_slots;
 
+/* The words after the engine in -accel; zero where not given. */
+struct accel_properties {
+    uint32_t dirty_ring_size; /* entries per vCPU, a power of two */
+    bool no_manual_protect, no_initially_set, confidential;
+    uint64_t max_slot_size;   /* bytes, whole pages */
+    unsigned mmu, levels, max_page_level; /* of the software engine, as accel_soft_options */
+};
+
 struct accel_vcpu {
     struct accel *accel;
     unsigned index; /* also the APIC id */
@@ -34,6 +42,10 @@ struct accel_vcpu {
     pthread_t thread;
     bool thread_started;
     atomic_bool inside; /* in KVM_RUN */
+    struct kvm_dirty_gfn *ring; /* accel->ring_entries of them, or NULL; mapped, owner: this struct */
+    uint32_t ring_fetch;        /* next entry to collect; slots' lock */
+    _Atomic uint64_t dirty_pages, dirty_rate; /* since the reaper's last round; bytes a second */
+    _Atomic uint64_t dirty_limit, throttle_ns, throttled_ns;
     _Atomic uint64_t exits[ACCEL_EXIT_KINDS];
     _Atomic uint64_t interrupted; /* KVM_RUN left by a kick */
 };
@@ -44,8 +56,14 @@ struct accel {
     int system_fd, vm_fd;
     size_t run_size;
     unsigned coalesced_page; /* offset of the ring in pages; 0: none */
-    bool has_readonly_mem;
+    bool has_readonly_mem, has_coalesced_pio, has_prefault, has_memory_faults;
+    bool manual_protect; /* KVM_CLEAR_DIRTY_LOG protects, reading the log does not */
+    bool confidential;   /* memory attributes and private halves */
+    bool ring_bitmap;    /* the engine keeps bitmaps beside the rings */
+    uint32_t ring_entries; /* of each vCPU's dirty ring; 0: bitmaps */
     unsigned max_slots;
+    uint64_t max_slot_size;
+    struct accel_properties properties;
     char reason[160];
     char *cpu_text;
 
@@ -58,6 +76,8 @@ struct accel {
     struct accel_slots *slots;
 
     pthread_mutex_t device_lock;
+    _Atomic(pthread_t) device_owner; /* who holds device_lock; 0: nobody */
+    bool draining;                   /* the coalesced ring is being drained; device lock */
     unsigned current_vcpu; /* whose exit is being answered; device lock */
 
     pthread_mutex_t gate_lock;
@@ -67,10 +87,28 @@ struct accel {
     atomic_bool told; /* the stop callback has been called */
     accel_stop_fn *stop;
     void *opaque;
+    bool (*fail_alloc)(void *opaque);
+    void *fail_opaque;
+
+    pthread_t reaper; /* ring.c */
+    pthread_mutex_t reaper_lock;
+    pthread_cond_t reaper_cond;
+    bool reaper_runs, reaper_stop;
 };
 
-/* select.c */
-int accel_endpoint_select(struct accel *a, const struct accel_options *opts, struct base_error *err);
+/* As calloc(), but where accel_options.fail_alloc may refuse. Freed with free(). */
+void *accel_calloc(struct accel *a, size_t n, size_t size) must_check;
+
+/* properties.c: what comes after the engine's name in -accel. *length: of the engine's part. */
+int accel_properties_parse(const char *text, struct accel_properties *out, size_t *length,
+                           struct base_error *err);
+
+/* What was said of the software engine, into its options. */
+void accel_properties_apply(const struct accel_properties *p, struct accel_soft_options *soft);
+
+/* select.c: list of engines, `length` bytes of it. */
+int accel_endpoint_select(struct accel *a, const struct accel_options *opts, const char *list, size_t length,
+                          struct base_error *err);
 
 /* vm.c */
 int accel_vm_create(struct accel *a, struct base_error *err);
@@ -93,6 +131,18 @@ void accel_bus_mmio(struct accel *a, uint64_t addr, void *data, unsigned len, bo
 
 /* coalesced.c: hand the ring's writes to the devices, oldest first; device lock held. */
 void accel_coalesced_drain(struct accel *a);
+/* The same from a thread that may or may not hold it. */
+void accel_coalesced_flush(struct accel *a);
+
+/* ring.c */
+int accel_ring_enable(struct accel *a, uint32_t entries, struct base_error *err);
+int accel_ring_start(struct accel *a);
+void accel_ring_stop(struct accel *a);
+bool accel_ring_full(struct accel_vcpu *v);
+void accel_ring_throttle(struct accel_vcpu *v);
+
+/* private.c */
+int accel_private_convert(struct accel *a, uint64_t gpa, uint64_t size, bool to_private);
 
 /* cpuid.c */
 int accel_cpuid_fetch(struct accel *a, struct base_error *err);

@@ -5,8 +5,7 @@
  * without hardware behind it interprets guests slowly and not wholly. Asked for by name, what is missing
  * is an error that says what to do about it; nothing falls back in silence.
  *
- * After a comma come properties of the software engine, whichever name of the list takes it:
- * mmu=ept|npt|shadow, levels=4|5 (second-stage tables), page=4k|2m|1g (largest second-stage page).
+ * After a comma come properties: properties.c.
  */
 #include "accel/internal.h"
 
@@ -14,8 +13,6 @@
 #include <linux/kvm.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include "softkvm/softkvm.h"
 
 static bool cpu_has_virtualization(void)
 {
@@ -128,73 +125,27 @@ static int try_named(struct accel *a, const char *name, size_t len, const struct
     return 1;
 }
 
-struct property {
-    const char *text; /* "mmu=npt" */
-    size_t offset;    /* of an unsigned in struct accel_soft_options */
-    unsigned value;
-};
-
-static const struct property properties[] = {
-    {"mmu=ept", offsetof(struct accel_soft_options, mmu), SOFTKVM_MMU_EPT},
-    {"mmu=npt", offsetof(struct accel_soft_options, mmu), SOFTKVM_MMU_NPT},
-    {"mmu=shadow", offsetof(struct accel_soft_options, mmu), SOFTKVM_MMU_SHADOW},
-    {"levels=4", offsetof(struct accel_soft_options, levels), 4},
-    {"levels=5", offsetof(struct accel_soft_options, levels), 5},
-    {"page=4k", offsetof(struct accel_soft_options, max_page_level), 1},
-    {"page=2m", offsetof(struct accel_soft_options, max_page_level), 2},
-    {"page=1g", offsetof(struct accel_soft_options, max_page_level), 3},
-};
-
-static bool set_property(struct accel_soft_options *soft, const char *text, size_t len)
-{
-    for (size_t i = 0; i < sizeof(properties) / sizeof(properties[0]); i++) {
-        if (strlen(properties[i].text) == len && memcmp(properties[i].text, text, len) == 0) {
-            memcpy((char *)soft + properties[i].offset, &properties[i].value, sizeof(unsigned));
-            return true;
-        }
-    }
-    return false;
-}
-
-/* The properties after the names. -EINVAL. */
-static int parse_properties(const char *engine, struct accel_soft_options *soft, struct base_error *err)
-{
-    const char *p = engine + strcspn(engine, ",");
-
-    while (*p) {
-        size_t len = strcspn(++p, ",");
-
-        if (!set_property(soft, p, len)) {
-            return base_error_set(err, EINVAL, "-accel '%s': unknown property '%.*s' (mmu=ept|npt|shadow, "
-                                  "levels=4|5, page=4k|2m|1g)", engine, (int)len, p);
-        }
-        p += len;
-    }
-    return 0;
-}
-
 /*
- * Open the endpoint that opts->engine names and say why in a->reason.
- * Returns: 0 with a->ep and a->system_fd set; -EINVAL for an unknown name; else what the last one tried said.
+ * Open the first endpoint of a list that is to be had and say why in a->reason.
+ * list: names between colons, length bytes.
+ * Returns: 0 with a->ep and a->system_fd set; -EINVAL for an unknown name; else what the first one tried said.
  * Lock: none. Source: own; the list form is QEMU's.
  */
-int accel_endpoint_select(struct accel *a, const struct accel_options *opts, struct base_error *err)
+int accel_endpoint_select(struct accel *a, const struct accel_options *opts, const char *list, size_t length,
+                          struct base_error *err)
 {
-    const char *list = opts->engine ? opts->engine : "auto", *p = list;
     struct accel_soft_options soft = {0};
     struct accel_options with = *opts;
+    const char *p = list, *end = list + length;
     struct base_error first = {""};
-    int ret;
+    int ret = -EINVAL;
 
     if (opts->soft) {
         soft = *opts->soft;
     }
+    accel_properties_apply(&a->properties, &soft);
     with.soft = &soft;
-    ret = parse_properties(list, &soft, err);
-    if (ret < 0) {
-        return ret;
-    }
-    while (*p && *p != ',') {
+    while (p < end) {
         size_t len = strcspn(p, ":,");
         struct base_error here = {""};
 

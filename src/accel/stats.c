@@ -54,7 +54,7 @@ static int read_descriptors(struct accel *a, int fd, struct stats_image *image)
         return -EINVAL;
     }
     image->record = sizeof(struct kvm_stats_desc) + h->name_size;
-    image->descriptors = calloc(h->num_desc, image->record);
+    image->descriptors = accel_calloc(a, h->num_desc, image->record);
     if (!image->descriptors) {
         return -ENOMEM;
     }
@@ -74,7 +74,7 @@ static int report_one(struct accel *a, const struct stats_image *image, uint32_t
     }
     memcpy(name, d->name, image->header.name_size);
     name[image->header.name_size] = '\0';
-    values = calloc(d->size, sizeof(uint64_t));
+    values = accel_calloc(a, d->size, sizeof(uint64_t));
     if (!values) {
         return -ENOMEM;
     }

@@ -15,6 +15,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "accel/abi.h"
+#include "base/addr.h"
+
 static void kick_handler(int sig)
 {
 }
@@ -27,6 +30,18 @@ static void kick_signal_install(void)
     sa.sa_handler = kick_handler;
     sigemptyset(&sa.sa_mask);
     sigaction(ACCEL_KICK_SIGNAL, &sa, NULL);
+}
+
+static int map_ring(struct accel_vcpu *v, struct base_error *err)
+{
+    struct accel *a = v->accel;
+    int ret = -ENOMEM;
+
+    v->ring = a->ep->ops->mmap(a->ep, v->fd, a->ring_entries * sizeof(*v->ring),
+                               (off_t)KVM_DIRTY_LOG_PAGE_OFFSET * (off_t)PAGE_SIZE, &ret);
+    return v->ring ? 0
+                   : base_error_set(err, -ret, "%s: mmap of the dirty ring of vCPU %u: %s", accel_engine(a),
+                                    v->index, strerror(-ret));
 }
 
 /*
@@ -53,7 +68,8 @@ int accel_vcpu_create(struct accel *a, unsigned index, struct base_error *err)
                               strerror(-ret));
     }
     a->vcpu_count++;
-    return accel_cpuid_apply(v, err);
+    ret = a->ring_entries ? map_ring(v, err) : 0;
+    return ret < 0 ? ret : accel_cpuid_apply(v, err);
 }
 
 /* Unmap and close; the thread has been joined. Lock: none. Source: own. */
@@ -61,6 +77,9 @@ void accel_vcpu_destroy(struct accel_vcpu *v)
 {
     struct accel_endpoint *ep = v->accel->ep;
 
+    if (v->ring) {
+        ep->ops->munmap(ep, v->ring, v->accel->ring_entries * sizeof(*v->ring));
+    }
     ep->ops->munmap(ep, v->run, v->accel->run_size);
     ep->ops->close(ep, v->fd);
 }
@@ -154,6 +173,7 @@ static bool run_once(struct accel_vcpu *v)
     char text[96];
     int ret;
 
+    accel_ring_throttle(v);
     if (!gate_enter(v)) {
         return false;
     }
@@ -163,6 +183,10 @@ static bool run_once(struct accel_vcpu *v)
     if (ret == -EINTR || ret == -EAGAIN) {
         atomic_fetch_add_explicit(&v->interrupted, 1, memory_order_relaxed);
         return true;
+    }
+    if ((ret == -EFAULT || ret == -EHWPOISON) && v->run->exit_reason == ACCEL_EXIT_MEMORY_FAULT &&
+        a->has_memory_faults) {
+        return accel_exit_handle(v);
     }
     if (ret < 0) {
         snprintf(text, sizeof(text), "vCPU %u: KVM_RUN: %s", v->index, strerror(-ret));
@@ -196,6 +220,10 @@ int accel_start(struct accel *a, struct base_error *err)
     int ret = 0;
 
     kick_signal_install();
+    ret = accel_ring_start(a);
+    if (ret) {
+        return base_error_set(err, ret, "thread that collects the dirty rings: %s", strerror(ret));
+    }
     atomic_store(&a->stopping, false);
     /* The program's own signals belong to its main thread; vCPU threads take the kick alone. */
     sigfillset(&all);
@@ -248,6 +276,7 @@ void accel_stop(struct accel *a)
             pthread_join(v->thread, NULL);
         }
     }
+    accel_ring_stop(a);
     /* Only now: a vCPU that was still running may have looked at its peers' flags. */
     for (i = 0; i < a->vcpu_count; i++) {
         a->vcpus[i].thread_started = false;

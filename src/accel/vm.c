@@ -10,11 +10,22 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+
+#include "accel/abi.h"
 
 /* Where Intel processors without unrestricted guest keep their real-mode helper pages: below the
  * firmware's top 256 KiB, in an area that the memory map reserves. */
 #define TSS_ADDRESS          0xfeffd000u
 #define IDENTITY_MAP_ADDRESS UINT64_C(0xfeffc000)
+
+#define MAX_SLOT_SIZE (UINT64_C(1) << 42) /* engines take 2^31 - 1 pages */
+
+/* As calloc(), but where a test makes it fail. Lock: none. Source: own. */
+void *accel_calloc(struct accel *a, size_t n, size_t size)
+{
+    return a->fail_alloc && a->fail_alloc(a->fail_opaque) ? NULL : calloc(n, size);
+}
 
 static int extension(struct accel *a, int cap)
 {
@@ -25,7 +36,7 @@ static int extension(struct accel *a, int cap)
  * the timer (GSI 0) enters the IOAPIC at pin 2, as the ACPI override says. */
 static int set_routing(struct accel *a, struct base_error *err)
 {
-    struct kvm_irq_routing *table = calloc(1, sizeof(*table) + 48 * sizeof(table->entries[0]));
+    struct kvm_irq_routing *table = accel_calloc(a, 1, sizeof(*table) + 48 * sizeof(table->entries[0]));
     unsigned gsi;
     int ret;
 
@@ -86,6 +97,66 @@ static int create_chips(struct accel *a, struct base_error *err)
     return set_routing(a, err);
 }
 
+static int enable_cap(struct accel *a, uint32_t cap, uint64_t arg)
+{
+    struct kvm_enable_cap args = {.cap = cap, .args = {arg}};
+
+    return accel_ioctl_ptr(a->ep, a->vm_fd, KVM_ENABLE_CAP, &args);
+}
+
+/* Pages of such a VM can be private: the engine must know attributes, and tell of conversions. */
+static int set_up_confidential(struct accel *a, struct base_error *err)
+{
+    if (!(extension(a, ACCEL_CAP_MEMORY_ATTRIBUTES) & (int)ACCEL_MEMORY_ATTRIBUTE_PRIVATE) ||
+        extension(a, ACCEL_CAP_GUEST_MEMFD) <= 0 || extension(a, ACCEL_CAP_USER_MEMORY2) <= 0) {
+        return base_error_set(err, EOPNOTSUPP, "confidential=on: %s has no private guest memory", accel_engine(a));
+    }
+    if (extension(a, KVM_CAP_EXIT_HYPERCALL) & 1 << ACCEL_HC_MAP_GPA_RANGE) {
+        enable_cap(a, KVM_CAP_EXIT_HYPERCALL, 1u << ACCEL_HC_MAP_GPA_RANGE);
+    }
+    a->confidential = true;
+    return 0;
+}
+
+/* How dirty pages are found out: by ring when asked, else by bitmap, protected by hand where possible. */
+static int set_up_memory(struct accel *a, struct base_error *err)
+{
+    uint64_t wanted = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
+    int have = extension(a, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
+    int ret = a->properties.confidential ? set_up_confidential(a, err) : 0;
+
+    if (ret < 0) {
+        return ret;
+    }
+    if (a->properties.dirty_ring_size) {
+        return accel_ring_enable(a, a->properties.dirty_ring_size, err);
+    }
+    wanted &= have > 0 ? (uint64_t)have : 0;
+    if (a->properties.no_initially_set) {
+        wanted &= ~(uint64_t)KVM_DIRTY_LOG_INITIALLY_SET;
+    }
+    if (wanted & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE && !a->properties.no_manual_protect) {
+        a->manual_protect = enable_cap(a, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, wanted) == 0;
+    }
+    return 0;
+}
+
+static int create_vm(struct accel *a, struct base_error *err)
+{
+    unsigned long type = 0;
+
+    if (a->properties.confidential) {
+        int types = accel_ioctl(a->ep, a->system_fd, KVM_CHECK_EXTENSION, ACCEL_CAP_VM_TYPES);
+
+        if (types <= 0 || !(types & 1 << ACCEL_VM_SW_PROTECTED)) {
+            return base_error_set(err, EOPNOTSUPP, "confidential=on: %s has no VM with private memory",
+                                  accel_engine(a));
+        }
+        type = ACCEL_VM_SW_PROTECTED;
+    }
+    return accel_ioctl(a->ep, a->system_fd, KVM_CREATE_VM, type);
+}
+
 /*
  * Create the VM of a->ep with interrupt chips.
  * Returns: 0 or what the refused ioctl said, with its name in err. On error the caller frees a.
@@ -93,10 +164,12 @@ static int create_chips(struct accel *a, struct base_error *err)
  */
 int accel_vm_create(struct accel *a, struct base_error *err)
 {
-    int ret = accel_ioctl(a->ep, a->system_fd, KVM_CREATE_VM, 0);
+    struct base_error why = {""};
+    int ret = create_vm(a, &why);
 
     if (ret < 0) {
-        return base_error_set(err, -ret, "%s: KVM_CREATE_VM: %s", accel_engine(a), strerror(-ret));
+        return why.text[0] ? base_error_set(err, -ret, "%s", why.text)
+                           : base_error_set(err, -ret, "%s: KVM_CREATE_VM: %s", accel_engine(a), strerror(-ret));
     }
     a->vm_fd = ret;
     ret = accel_ioctl(a->ep, a->system_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
@@ -107,9 +180,14 @@ int accel_vm_create(struct accel *a, struct base_error *err)
     ret = extension(a, KVM_CAP_COALESCED_MMIO);
     a->coalesced_page = ret > 0 ? ret : 0;
     a->has_readonly_mem = extension(a, KVM_CAP_READONLY_MEM) > 0;
+    a->has_coalesced_pio = extension(a, KVM_CAP_COALESCED_PIO) > 0;
+    a->has_memory_faults = extension(a, ACCEL_CAP_MEMORY_FAULT_INFO) > 0;
+    a->has_prefault = extension(a, ACCEL_CAP_PRE_FAULT_MEMORY) > 0;
     ret = extension(a, KVM_CAP_NR_MEMSLOTS);
     a->max_slots = ret > 0 ? ret : 32;
-    return create_chips(a, err);
+    a->max_slot_size = a->properties.max_slot_size ? a->properties.max_slot_size : MAX_SLOT_SIZE;
+    ret = set_up_memory(a, err);
+    return ret < 0 ? ret : create_chips(a, err);
 }
 
 /* -EINVAL is kept for the caller's options: an engine that answers it to us has failed. */
@@ -120,9 +198,14 @@ static int engine_failed(int ret)
 
 static int open_all(struct accel *a, const struct accel_options *opts, struct base_error *err)
 {
+    const char *list = opts->engine ? opts->engine : "auto";
+    size_t length;
     unsigned i;
-    int ret = accel_endpoint_select(a, opts, err);
+    int ret = accel_properties_parse(list, &a->properties, &length, err);
 
+    if (ret == 0) {
+        ret = accel_endpoint_select(a, opts, list, length, err);
+    }
     if (ret == 0) {
         ret = engine_failed(accel_vm_create(a, err));
     }
@@ -142,6 +225,7 @@ static int open_all(struct accel *a, const struct accel_options *opts, struct ba
  */
 int accel_open(struct accel **out, const struct accel_options *opts, struct base_error *err)
 {
+    pthread_condattr_t attr;
     struct accel *a;
     int ret;
 
@@ -159,8 +243,15 @@ int accel_open(struct accel **out, const struct accel_options *opts, struct base
     pthread_mutex_init(&a->device_lock, NULL);
     pthread_mutex_init(&a->gate_lock, NULL);
     pthread_cond_init(&a->gate_cond, NULL);
+    pthread_mutex_init(&a->reaper_lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&a->reaper_cond, &attr);
+    pthread_condattr_destroy(&attr);
+    a->fail_alloc = opts->fail_alloc;
+    a->fail_opaque = opts->fail_opaque;
     a->vcpu_wanted = opts->vcpus;
-    a->vcpus = calloc(opts->vcpus, sizeof(*a->vcpus));
+    a->vcpus = accel_calloc(a, opts->vcpus, sizeof(*a->vcpus));
     a->cpu_text = strdup(opts->cpu ? opts->cpu : "max");
     ret = a->vcpus && a->cpu_text ? open_all(a, opts, err)
                                   : base_error_set(err, ENOMEM, "out of memory");
@@ -197,6 +288,8 @@ void accel_free(struct accel *a)
         }
         a->ep->ops->free(a->ep);
     }
+    pthread_cond_destroy(&a->reaper_cond);
+    pthread_mutex_destroy(&a->reaper_lock);
     pthread_cond_destroy(&a->gate_cond);
     pthread_mutex_destroy(&a->gate_lock);
     pthread_mutex_destroy(&a->device_lock);
@@ -229,11 +322,13 @@ void accel_trace_set(struct accel *a, base_trace_fn *sink, void *opaque)
 void accel_lock(struct accel *a)
 {
     pthread_mutex_lock(&a->device_lock);
+    atomic_store(&a->device_owner, pthread_self());
 }
 
 /* Give it back. Lock: released. Source: own. */
 void accel_unlock(struct accel *a)
 {
+    atomic_store(&a->device_owner, (pthread_t)0);
     pthread_mutex_unlock(&a->device_lock);
 }
 

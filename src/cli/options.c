@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "accel/accel.h"
 #include "cli/parts.h"
 #include "cli/value.h"
 
@@ -49,7 +50,7 @@ static int opt_accel(struct cli_options *o, const char *value, struct base_error
         return refuse(err, "-accel", value, "kvm, soft, auto, or a list such as kvm:soft; then ,mmu=ept|npt|shadow ,levels=4|5 ,page=4k|2m|1g");
     }
     o->machine.engine = value;
-    return 0;
+    return accel_engine_check(value, err);
 }
 
 static int opt_enable_kvm(struct cli_options *o, const char *value, struct base_error *err)

@@ -67,5 +67,6 @@ void memory_dirty_clear(struct strata_ram *ram, uint64_t start, uint64_t len);
 void memory_ram_notify_added(struct strata_ram *ram);
 void memory_ram_notify_removed(struct strata_ram *ram);
 void memory_ram_notify_resized(struct strata_ram *ram, uint64_t size);
+void memory_ram_notify_discarded(struct strata_ram *ram, uint64_t start, uint64_t len);
 
 #endif

@@ -113,6 +113,9 @@ int strata_ram_discard(struct strata_ram *ram, uint64_t start, uint64_t len)
                          "discarding RAM of a private file mapping changes the file for everybody");
     }
     err = err ? err : give_back(ram, start, len);
+    if (!err) {
+        memory_ram_notify_discarded(ram, start, len);
+    }
     if (err) {
         memory_fail(mem, -err, "RAM '%s': discarding: %s", ram->name, strerror(-err));
     }
@@ -139,6 +142,9 @@ int strata_ram_remap(struct strata_ram *ram, uint64_t start, uint64_t len)
         MAP_FAILED) {
         return -errno;
     }
+    memory_lock(ram->mem);
+    memory_ram_notify_discarded(ram, start, len);
+    memory_unlock(ram->mem);
     return 0;
 }
 
@@ -235,6 +241,16 @@ void memory_ram_notify_resized(struct strata_ram *ram, uint64_t size)
     for (struct strata_ram_notifier *n = ram->mem->ram_notifiers; n; n = n->next) {
         if (n->resized) {
             n->resized(n, ram, ram->size, size);
+        }
+    }
+}
+
+/* Part of a block has lost its contents. Lock: held. */
+void memory_ram_notify_discarded(struct strata_ram *ram, uint64_t start, uint64_t len)
+{
+    for (struct strata_ram_notifier *n = ram->mem->ram_notifiers; n; n = n->next) {
+        if (n->discarded) {
+            n->discarded(n, ram, start, len);
         }
     }
 }
