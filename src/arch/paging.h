@@ -53,6 +53,19 @@
 #define EPT_VIOL_GVA      0x80u  /* a guest-virtual address is valid */
 #define EPT_VIOL_FINAL    0x100u /* the final translation, not a guest-table access */
 
+/* Nested page faults (AMD): EXITINFO1. */
+#define NPF_PRESENT     UINT64_C(0x1)
+#define NPF_WRITE       UINT64_C(0x2)
+#define NPF_USER        UINT64_C(0x4)  /* always: nested walks are a user's */
+#define NPF_RESERVED    UINT64_C(0x8)
+#define NPF_FETCH       UINT64_C(0x10)
+#define NPF_FINAL       (UINT64_C(1) << 32) /* the guest's final address was refused */
+#define NPF_GUEST_TABLE (UINT64_C(1) << 33) /* a table of the guest's was refused */
+
+/* Physical address bits that the simulated host has not, of those that an entry has room for. */
+#define HOST_PHYS_BITS 48
+#define NPT_RSVD_HIGH  (X86_PTE_ADDR_MASK & ~((UINT64_C(1) << HOST_PHYS_BITS) - 1))
+
 /* Entries per table and address bits per level: the same in every 64-bit format. */
 #define PT_ENTRIES    512
 #define PT_LEVEL_BITS 9

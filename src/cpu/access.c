@@ -103,6 +103,9 @@ static void exit_second_stage(struct cpu *cpu, const struct cpu_xlate *x, enum c
     cpu_exit_second_stage(cpu, x, res);
     /* A read-modify-write that is at its reading has no buffer yet. */
     ex->ept.is_write = a->kind == CPU_ACCESS_WRITE && a->buf;
+    if (ex->ept.is_write) {
+        ex->ept.error_code |= NPF_WRITE;
+    }
     if (x->final) {
         ex->ept.size = (uint8_t)(p->len > 16 ? 16 : p->len);
         if (ex->ept.is_write) {
@@ -114,14 +117,6 @@ static void exit_second_stage(struct cpu *cpu, const struct cpu_xlate *x, enum c
 static bool raise_noncanonical(struct cpu *cpu, const struct cpu_op *op)
 {
     return cpu_raise_code(cpu, op, op->flags & CPU_OPF_STACK_SS ? X86_SS : X86_GP, 0);
-}
-
-/* Has the hypervisor said that a refused write to this page is a device's? An access meets two pages at most. */
-static bool is_device_write(const struct cpu *cpu, uint64_t addr)
-{
-    uint64_t page = (addr >> PAGE_SHIFT) + 1;
-
-    return page == cpu->device_write_page[0] || page == cpu->device_write_page[1];
 }
 
 /* The bytes that a read of la meets, or NULL: a read-modify-write of read-only memory reads it as memory. */
@@ -164,7 +159,7 @@ static bool target_find(struct access *a, struct piece *p)
     }
     if (x.final && (res == CPU_XLATE_MISCONFIG ||
                     (res == CPU_XLATE_VIOLATION && a->kind == CPU_ACCESS_WRITE &&
-                     is_device_write(cpu, x.gpa)))) {
+                     cpu_is_device_write(cpu, x.gpa)))) {
         p->host = NULL;
         p->gpa = x.gpa;
         p->rom = res == CPU_XLATE_VIOLATION ? readable_bytes(cpu, p->la, a->set) : NULL;

@@ -37,6 +37,8 @@ enum cpu_exit_reason {
     CPU_EXIT_CR8,           /* value written to CR8 in `cr8` */
     CPU_EXIT_XSETBV,
     CPU_EXIT_PAUSE,         /* a spin loop: many PAUSEs without progress */
+    CPU_EXIT_NPF,           /* ept: AMD's second stage refused, for rights or for reserved bits: error_code tells */
+    CPU_EXIT_PML_FULL,      /* the log of modified pages has no room; retry after emptying it */
     CPU_EXIT_ERROR,         /* `error`: an instruction that the decoder or interpreter cannot do */
 };
 
@@ -73,6 +75,7 @@ struct cpu_exit {
             gpa_t gpa;
             gva_t gva;
             uint32_t qualification; /* EPT_VIOL_* */
+            uint64_t error_code;    /* NPF_*: of CPU_EXIT_NPF */
             /* The access that met it, for the hypervisor to emulate if the page is a device's. */
             uint8_t size;      /* bytes of this fragment, 1 to 16; 0: a table walk or a fetch */
             bool is_write;

@@ -11,23 +11,43 @@
 #include "cpu/access.h"
 #include "cpu/walk.h"
 
+/* EXITINFO1 of a nested page fault. Source: AMD, "Nested versus guest page faults, fault ordering". */
+static uint64_t npf_code(const struct cpu_xlate *x, enum cpu_xlate_result res)
+{
+    uint64_t code = NPF_USER | (x->final ? NPF_FINAL : NPF_GUEST_TABLE);
+
+    if (res == CPU_XLATE_MISCONFIG) {
+        code |= NPF_PRESENT | NPF_RESERVED;
+    } else if (x->nested.present) {
+        code |= NPF_PRESENT;
+    }
+    code |= x->nested.qualification & EPT_VIOL_WRITE ? NPF_WRITE : 0;
+    return code | (x->nested.qualification & EPT_VIOL_FETCH ? NPF_FETCH : 0);
+}
+
 /*
  * Record that the second stage refused a translation: reason, addresses, qualification. No access is described
  * (size 0): the caller adds it. An instruction that has begun to touch a device is to be restarted alone.
  */
 void cpu_exit_second_stage(struct cpu *cpu, const struct cpu_xlate *x, enum cpu_xlate_result res)
 {
+    static const enum cpu_exit_reason ept_reason[] = {
+        [CPU_XLATE_VIOLATION] = CPU_EXIT_EPT_VIOLATION,
+        [CPU_XLATE_MISCONFIG] = CPU_EXIT_EPT_MISCONFIG,
+        [CPU_XLATE_PML_FULL] = CPU_EXIT_PML_FULL,
+    };
     struct cpu_exit *ex = &cpu->exit;
 
-    ex->reason = res == CPU_XLATE_VIOLATION ? CPU_EXIT_EPT_VIOLATION : CPU_EXIT_EPT_MISCONFIG;
+    ex->reason = cpu->npt_levels ? CPU_EXIT_NPF : ept_reason[res];
     ex->ept.gpa = gpa(x->gpa);
     ex->ept.gva = gva(x->la);
     ex->ept.qualification = x->nested.qualification | EPT_VIOL_GVA | (x->final ? EPT_VIOL_FINAL : 0);
+    ex->ept.error_code = npf_code(x, res);
     ex->ept.size = 0;
     ex->ept.is_write = false;
     if (res == CPU_XLATE_VIOLATION) {
         cpu->counters.ept_violations++;
-    } else {
+    } else if (res == CPU_XLATE_MISCONFIG) {
         cpu->counters.ept_misconfigs++;
     }
     if (cpu->replay.count) {
@@ -38,7 +58,7 @@ void cpu_exit_second_stage(struct cpu *cpu, const struct cpu_xlate *x, enum cpu_
 /* Record what a fetch met; RIP is the caller's. */
 static bool fetch_failed(struct cpu *cpu, const struct cpu_xlate *x, enum cpu_xlate_result res)
 {
-    if (res == CPU_XLATE_VIOLATION || res == CPU_XLATE_MISCONFIG) {
+    if (res >= CPU_XLATE_VIOLATION) {
         cpu_exit_second_stage(cpu, x, res);
         return false;
     }

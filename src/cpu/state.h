@@ -98,6 +98,12 @@ struct cpu_inbox {
     _Atomic uint32_t flush_done;
 } __attribute__((aligned(64)));
 
+/* Pages that one instruction can meet by its data and by the tables on the way to them. */
+#define CPU_DEVICE_WRITES 12
+
+/* Entries of a page-modification log. */
+#define CPU_PML_ENTRIES 512u
+
 struct cpu {
     /* Hot: the operations' own. */
     uint64_t regs[CPU_NREGS];
@@ -156,8 +162,12 @@ struct cpu {
 
     /* Second stage. */
     struct host_memory *mem;
-    uint64_t eptp;               /* EPT pointer: root hpa | EPTP_* */
-    uint64_t device_write_page[2]; /* guest frames + 1 whose refused writes are a device's, for the instruction at hand */
+    uint64_t eptp;               /* EPT pointer: root hpa | EPTP_*; with npt_levels the root alone; 0: no second stage */
+    uint64_t *pml;               /* page-modification log (EPT with accessed and dirty bits), or null: none is kept */
+    uint64_t device_write_page[CPU_DEVICE_WRITES]; /* guest frames + 1 whose refused writes are a device's, for the
+                                                    * instruction at hand; 0 free */
+    uint16_t pml_index;          /* entry that the next page goes to: 511 down; above: full */
+    uint8_t npt_levels;          /* 4 or 5: the second stage has AMD's format; 0: Intel's */
     unsigned maxphyaddr;         /* guest-physical width, bits */
     struct cpu_mmu *mmu;         /* TLB and translation caches, tlb.h */
     uint32_t pkru;

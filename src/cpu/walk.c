@@ -70,6 +70,10 @@ enum cpu_xlate_result cpu_gtab_host(struct cpu *cpu, struct cpu_xlate *x, uint64
     enum cpu_xlate_result res;
     struct cpu_nested n;
 
+    /* AMD: a guest's table is walked as if written, and must be writable. */
+    if (unlikely(cpu->npt_levels) && !cpu_is_device_write(cpu, gpa)) {
+        write = !x->quiet;
+    }
     if (likely(c->tag == (gpa >> PAGE_SHIFT) + 1 && c->key == cpu->mmu->stage2_key && (!write || c->writable))) {
         *host = c->host + page_offset(gpa);
         return CPU_XLATE_OK;
@@ -79,6 +83,7 @@ enum cpu_xlate_result cpu_gtab_host(struct cpu *cpu, struct cpu_xlate *x, uint64
         x->gpa = gpa;
         x->final = false;
         x->nested.qualification = n.qualification;
+        x->nested.present = n.present;
         return res;
     }
     if (!x->quiet) {
@@ -250,6 +255,9 @@ static enum cpu_xlate_result entries_mark(struct cpu *cpu, struct walk *w, const
             continue;
         }
         res = cpu_gtab_host(cpu, w->x, gpas[level - 1], true, &p);
+        if (res == CPU_XLATE_VIOLATION && cpu_is_device_write(cpu, gpas[level - 1])) {
+            continue; /* a table in read-only memory keeps its bits */
+        }
         if (res != CPU_XLATE_OK) {
             w->x->nested.qualification |= EPT_VIOL_WRITE;
             return res;
@@ -504,15 +512,13 @@ bool cpu_load_pdptes(struct cpu *cpu, const struct cpu_op *op, uint64_t cr3)
 {
     uint64_t reserved = (~((UINT64_C(1) << cpu->maxphyaddr) - 1)) | UINT64_C(0x1e6);
     struct cpu_xlate x = {.access = CPU_ACCESS_READ};
+    enum cpu_xlate_result res;
     uint64_t pdpte[4];
     uint8_t *host;
 
-    if (cpu_gtab_host(cpu, &x, cr3 & UINT64_C(0xffffffe0), false, &host) != CPU_XLATE_OK) {
-        cpu->exit.reason = CPU_EXIT_EPT_VIOLATION;
-        cpu->exit.ept.gpa = gpa(x.gpa);
-        cpu->exit.ept.gva = gva(0);
-        cpu->exit.ept.qualification = x.nested.qualification;
-        cpu->exit.ept.size = 0;
+    res = cpu_gtab_host(cpu, &x, cr3 & UINT64_C(0xffffffe0), false, &host);
+    if (res != CPU_XLATE_OK) {
+        cpu_exit_second_stage(cpu, &x, res);
         cpu_sync_rip(cpu, op);
         return false;
     }

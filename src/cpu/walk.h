@@ -3,8 +3,8 @@
  * stage. One struct describes a translation in flight; the result is an enum, and the details of a
  * fault or of an exit stay in the struct until the caller records them.
  *
- * The second stage is EPT now. Its one entry point, cpu_nested_translate(), is the seam for NPT (guest
- * format) and for no second stage at all (shadow tables: frames' addresses in the first).
+ * The second stage is EPT, AMD's nested paging, or none at all (shadow tables: frames' addresses in the
+ * first); cpu_nested_translate() is its one entry point.
  */
 #ifndef STRATA_CPU_WALK_H
 #define STRATA_CPU_WALK_H
@@ -37,6 +37,7 @@ enum cpu_xlate_result {
     CPU_XLATE_CANONICAL, /* not a canonical address: #GP or #SS */
     CPU_XLATE_VIOLATION, /* second stage: qualification, gpa */
     CPU_XLATE_MISCONFIG, /* second stage: gpa is a device's */
+    CPU_XLATE_PML_FULL,  /* second stage: a page is to become dirty and the log has no room */
 };
 
 /* Second-stage result for one guest page. */
@@ -45,6 +46,7 @@ struct cpu_nested {
     uint64_t pfn;
     uint32_t rights;    /* EPT_RWX, W taken away while the dirty bit is clear and this was no write */
     uint32_t qualification;
+    bool present;       /* refused: for lack of rights or for reserved bits, not because nothing is mapped */
 };
 
 struct cpu_xlate {
@@ -70,7 +72,8 @@ enum cpu_xlate_result cpu_guest_walk(struct cpu *cpu, struct cpu_xlate *x);
 
 /*
  * Second stage: the frame behind gpa. access: enum cpu_access bits that must be allowed; quiet as above.
- * CPU_XLATE_OK, _VIOLATION or _MISCONFIG; *out is complete on OK, and has `qualification` on a violation.
+ * CPU_XLATE_OK, _VIOLATION, _MISCONFIG or _PML_FULL; *out is complete on OK, and has `qualification` and `present` on
+ * a violation.
  */
 enum cpu_xlate_result cpu_nested_translate(struct cpu *cpu, uint64_t gpa, unsigned access, bool quiet,
                                            struct cpu_nested *out);
@@ -78,6 +81,17 @@ enum cpu_xlate_result cpu_nested_translate(struct cpu *cpu, uint64_t gpa, unsign
 /* Read a 32- or 64-bit guest table entry; compare-and-exchange bits into one. The pointer comes from
  * cpu_gtab_host(). */
 enum cpu_xlate_result cpu_gtab_host(struct cpu *cpu, struct cpu_xlate *x, uint64_t gpa, bool write, uint8_t **host);
+
+/* Has the hypervisor said that a refused write to this page is a device's, or needs no effect? */
+static inline bool cpu_is_device_write(const struct cpu *cpu, uint64_t addr)
+{
+    for (unsigned i = 0; i < CPU_DEVICE_WRITES && cpu->device_write_page[i]; i++) {
+        if (cpu->device_write_page[i] == (addr >> PAGE_SHIFT) + 1) {
+            return true;
+        }
+    }
+    return false;
+}
 
 /* Record a second-stage failure in cpu->exit (fetch.c). */
 void cpu_exit_second_stage(struct cpu *cpu, const struct cpu_xlate *x, enum cpu_xlate_result res);

@@ -17,6 +17,7 @@
 #include "arch/regs.h"
 #include "cpu/regs.h"
 #include "cpu/run.h"
+#include "cpu/walk.h"
 #include "softkvm/cpuid.h"
 #include "softkvm/msr.h"
 #include "softkvm/msr_filter.h"
@@ -104,6 +105,15 @@ static int fault_error(struct kvm_vcpu *v, int error)
     return error;
 }
 
+/* From now on, for the instruction at hand, the processor takes a refused write to this page for a device's. */
+static void note_device_write(struct kvm_vcpu *v, gpa_t addr)
+{
+    uint64_t *page = v->cpu->device_write_page;
+
+    memmove(page + 1, page, (CPU_DEVICE_WRITES - 1) * sizeof(*page));
+    page[0] = (addr.v >> PAGE_SHIFT) + 1;
+}
+
 static int handle_violation(struct kvm_vcpu *v)
 {
     const struct cpu_exit *e = &v->cpu->exit;
@@ -116,8 +126,7 @@ static int handle_violation(struct kvm_vcpu *v)
         return e->ept.size ? KVM_GO_ON : walk_outside_memory(v);
     case KVM_FAULT_WRITE_RO:
         /* Tried again with this page's writes taken for a device's: then the processor posts it. */
-        v->cpu->device_write_page[1] = v->cpu->device_write_page[0];
-        v->cpu->device_write_page[0] = (e->ept.gpa.v >> PAGE_SHIFT) + 1;
+        note_device_write(v, e->ept.gpa);
         return KVM_GO_ON;
     case KVM_FAULT_ERROR:
         return fault_error(v, error);
@@ -133,10 +142,8 @@ static bool is_readonly_write(struct kvm_vcpu *v)
 {
     const struct cpu_exit *e = &v->cpu->exit;
     const struct kvm_memslot *slot;
-    uint64_t page = (e->ept.gpa.v >> PAGE_SHIFT) + 1;
 
-    if (!e->ept.is_write ||
-        (v->cpu->device_write_page[0] != page && v->cpu->device_write_page[1] != page)) {
+    if (!e->ept.is_write || !cpu_is_device_write(v->cpu, e->ept.gpa.v)) {
         return false;
     }
     slot = kvm_slots_find_vcpu(v, gpa_to_gfn(e->ept.gpa));
@@ -183,6 +190,22 @@ static int handle_misconfig(struct kvm_vcpu *v)
         break;
     }
     return e->ept.is_write && e->ept.size ? late_write(v) : KVM_GO_ON;
+}
+
+/* AMD's one exit for both: reserved bits are an MMIO entry, all else is a fault to serve. */
+static int handle_npf(struct kvm_vcpu *v)
+{
+    struct cpu_exit *e = &v->cpu->exit;
+    uint64_t code = e->ept.error_code;
+
+    if (code & NPF_RESERVED) {
+        return handle_misconfig(v);
+    }
+    e->ept.qualification = (code & NPF_WRITE ? EPT_VIOL_WRITE : 0) | (code & NPF_FETCH ? EPT_VIOL_FETCH : 0);
+    if (!e->ept.qualification) {
+        e->ept.qualification = EPT_VIOL_READ;
+    }
+    return handle_violation(v);
 }
 
 /* ---- ports ---- */
@@ -420,6 +443,7 @@ static int (*const handlers[])(struct kvm_vcpu *v) = {
     [CPU_EXIT_IO] = handle_io,
     [CPU_EXIT_EPT_VIOLATION] = handle_violation,
     [CPU_EXIT_EPT_MISCONFIG] = handle_misconfig,
+    [CPU_EXIT_NPF] = handle_npf,
     [CPU_EXIT_CPUID] = handle_cpuid,
     [CPU_EXIT_RDMSR] = handle_rdmsr,
     [CPU_EXIT_WRMSR] = handle_wrmsr,

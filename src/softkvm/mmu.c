@@ -220,7 +220,7 @@ static int init_lock(pthread_rwlock_t *lock)
 /* The ways that this build has. */
 const struct kvm_mmu_ops *kvm_mmu_kind(int mmu)
 {
-    return mmu == SOFTKVM_MMU_EPT ? &kvm_mmu_tdp : NULL;
+    return mmu == SOFTKVM_MMU_EPT || mmu == SOFTKVM_MMU_NPT ? &kvm_mmu_tdp : NULL;
 }
 
 /*

@@ -34,7 +34,7 @@
 struct kvm_vm;
 struct kvm_vcpu;
 struct kvm_memslot;
-struct cpu_exit;
+struct kvm_pte_format;
 
 /* Table frames taken before the lock, so that nothing can fail under it. */
 #define KVM_TABLE_CACHE 8
@@ -125,10 +125,10 @@ struct kvm_mmu {
     bool notifier_registered;
     unsigned max_level; /* largest leaf */
     /* two-stage kinds: constant after creation */
-    enum arch_format_id format;
+    const struct kvm_pte_format *fmt;
     unsigned levels; /* 4 or 5 */
     hpa_t root;
-    uint64_t eptp;
+    uint64_t eptp; /* what the processor gets: EPT pointer, or nCR3 */
 
     pthread_rwlock_t lock;
 

@@ -63,7 +63,7 @@ static bool link_table(struct kvm_fault *f, uint64_t *e, unsigned level, uint64_
     struct kvm_table_cache *c = &f->v->tables;
 
     check(c->count > 0);
-    if (!kvm_ept_exchange(f->vm, e, level, old, kvm_ept_table(c->table[c->count - 1]))) {
+    if (!kvm_pte_exchange(f->vm, e, level, old, f->vm->mmu.fmt->table | c->table[c->count - 1].v)) {
         return false;
     }
     c->count--;
@@ -103,24 +103,24 @@ static uint64_t *walk_to_level(struct kvm_fault *f)
     unsigned level = f->vm->mmu.levels;
 
     for (;;) {
-        uint64_t *e = kvm_ept_slot(f->vm, table, f->gfn, level);
-        uint64_t old = kvm_ept_load(e);
+        uint64_t *e = kvm_pte_slot(f->vm, table, f->gfn, level);
+        uint64_t old = kvm_pte_load(e);
 
         if (level == f->level) {
-            if (!kvm_ept_is_table(old, level)) {
+            if (!kvm_pte_is_table(old, level)) {
                 return e;
             }
             f->level--;
-        } else if (!kvm_ept_is_present(old)) {
+        } else if (!kvm_pte_in_use(old)) {
             if (!link_table(f, e, level, old)) {
                 continue;
             }
-            old = kvm_ept_load(e);
-        } else if (kvm_ept_is_page(old, level)) {
+            old = kvm_pte_load(e);
+        } else if (kvm_pte_is_page(old, level)) {
             if (!split_leaf(f, e, level, old)) {
                 continue;
             }
-            old = kvm_ept_load(e);
+            old = kvm_pte_load(e);
         }
         table = hpa(old & EPT_ADDR_MASK);
         level--;
@@ -144,10 +144,10 @@ static enum kvm_fault_result map_mmio(struct kvm_fault *f, uint64_t gen)
     f->level = 1;
     pthread_rwlock_rdlock(&f->vm->mmu.lock);
     e = walk_to_level(f);
-    old = kvm_ept_load(e);
+    old = kvm_pte_load(e);
     /* A page here belongs to a slot that has come since: the lookup is stale, not the entry. */
-    if ((!kvm_ept_is_present(old) || kvm_ept_is_mmio(old)) &&
-        kvm_ept_exchange(f->vm, e, 1, old, kvm_ept_mmio(f->gfn, gen))) {
+    if ((!kvm_pte_in_use(old) || kvm_pte_is_mmio(f->vm->mmu.fmt, old)) &&
+        kvm_pte_exchange(f->vm, e, 1, old, kvm_pte_mmio(f->vm->mmu.fmt, f->gfn, gen))) {
         KVM_COUNT(&f->v->counters.mapped[0]);
         TRACE(&f->vm->s->trace, access_mmio_entry, "gfn %llx generation %llx", f->gfn.v, gen);
     }
@@ -186,13 +186,14 @@ static enum kvm_fault_result fault_fast(struct kvm_fault *f)
     uint64_t *e, old;
 
     pthread_rwlock_rdlock(&f->vm->mmu.lock);
-    e = kvm_ept_find_leaf(f->vm, f->gfn, &level);
-    old = kvm_ept_load(e);
-    if (kvm_ept_is_page(old, level)) {
-        if (kvm_ept_allows(old, f->access)) {
+    e = kvm_pte_find_leaf(f->vm, f->gfn, &level);
+    old = kvm_pte_load(e);
+    if (kvm_pte_is_page(old, level)) {
+        if (kvm_pte_allows(f->vm->mmu.fmt, old, f->access)) {
             r = KVM_FAULT_SPURIOUS;
-        } else if (is_write(f) && (old & KVM_EPT_MMU_W) && !(level > 1 && f->slot->dirty) &&
-                   kvm_ept_exchange(f->vm, e, level, old, old | EPT_W | EPT_D | EPT_A)) {
+        } else if (is_write(f) && (old & f->vm->mmu.fmt->mmu_w) && !(level > 1 && f->slot->dirty) &&
+                   kvm_pte_exchange(f->vm, e, level, old,
+                                    old | KVM_PTE_W | f->vm->mmu.fmt->dirty | f->vm->mmu.fmt->accessed)) {
             kvm_slot_mark_dirty(f->slot, f->gfn);
             KVM_COUNT(&f->v->counters.faults_fast);
             TRACE(&f->vm->s->trace, access_fast, "gfn %llx", f->gfn.v);
@@ -257,19 +258,20 @@ static unsigned choose_level(const struct kvm_fault *f)
 
 static uint64_t make_leaf(const struct kvm_fault *f)
 {
+    const struct kvm_pte_format *fmt = f->vm->mmu.fmt;
     uint64_t pages = UINT64_C(1) << (PT_LEVEL_BITS * (f->level - 1));
-    uint64_t e = (f->page.pfn.v & ~(pages - 1)) << PAGE_SHIFT | EPT_R | EPT_X | EPT_MT_WB | EPT_IPAT |
-                 EPT_A;
+    uint64_t e = (f->page.pfn.v & ~(pages - 1)) << PAGE_SHIFT | fmt->read | fmt->exec | fmt->accessed;
 
+    e |= f->page.counted ? fmt->memory : fmt->uncached;
     if (f->level > 1) {
         e |= EPT_PS;
     }
     if (f->page.writable) {
-        e |= KVM_EPT_HOST_W;
+        e |= fmt->host_w;
         if (!(f->slot->flags & KVM_MEM_READONLY)) {
-            e |= KVM_EPT_MMU_W;
+            e |= fmt->mmu_w;
             /* Write-protected at first in a logging slot: a read must not count as a write. */
-            e |= !f->slot->dirty || is_write(f) ? EPT_W | EPT_D : 0;
+            e |= !f->slot->dirty || is_write(f) ? KVM_PTE_W | fmt->dirty : 0;
         }
     }
     return e;
@@ -282,26 +284,26 @@ static enum kvm_fault_result map_leaf(struct kvm_fault *f)
 
     f->level = choose_level(f);
     e = walk_to_level(f);
-    old = kvm_ept_load(e);
+    old = kvm_pte_load(e);
     new = make_leaf(f);
-    if (kvm_ept_is_page(old, f->level)) {
+    if (kvm_pte_is_page(old, f->level)) {
         if ((old ^ new) & EPT_ADDR_MASK) {
             return KVM_FAULT_ERROR; /* the caller removes it; error is 0 */
         }
-        if (kvm_ept_allows(old, f->access)) {
+        if (kvm_pte_allows(f->vm->mmu.fmt, old, f->access)) {
             return KVM_FAULT_SPURIOUS;
         }
-        new |= old & (EPT_RWX | EPT_D);
+        new |= old & (KVM_PTE_W | f->vm->mmu.fmt->dirty);
     }
-    if (!kvm_ept_exchange(f->vm, e, f->level, old, new)) {
+    if (!kvm_pte_exchange(f->vm, e, f->level, old, new)) {
         return KVM_FAULT_RETRY;
     }
-    if (new & EPT_W) {
+    if (new & KVM_PTE_W) {
         kvm_slot_mark_dirty(f->slot, f->gfn);
     }
     KVM_COUNT(&f->v->counters.mapped[f->level]);
     TRACE(&f->vm->s->trace, access_map, "gfn %llx pfn %llx level %llu writable %llu", f->gfn.v,
-          f->page.pfn.v, f->level, (new & EPT_W) != 0);
+          f->page.pfn.v, f->level, (new & KVM_PTE_W) != 0);
     return KVM_FAULT_FIXED;
 }
 
@@ -393,10 +395,10 @@ bool kvm_mmu_mmio_is_fresh(struct kvm_vcpu *v, gpa_t addr)
         return true;
     }
     pthread_rwlock_rdlock(&v->vm->mmu.lock);
-    e = kvm_ept_load(kvm_ept_find_leaf(v->vm, f, &level));
+    e = kvm_pte_load(kvm_pte_find_leaf(v->vm, f, &level));
     pthread_rwlock_unlock(&v->vm->mmu.lock);
-    if ((gen & KVM_GEN_IN_PROGRESS) || level != 1 || !kvm_ept_is_mmio(e) ||
-        kvm_ept_mmio_generation(e) != (gen & KVM_MMIO_GEN_MASK)) {
+    if ((gen & KVM_GEN_IN_PROGRESS) || level != 1 || !kvm_pte_is_mmio(v->vm->mmu.fmt, e) ||
+        kvm_pte_mmio_generation(e) != (gen & KVM_MMIO_GEN_MASK)) {
         KVM_COUNT(&v->counters.mmio_stale);
         return false;
     }

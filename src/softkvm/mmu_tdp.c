@@ -1,5 +1,5 @@
 /*
- * The two-stage kind of MMU: one tree of tables by guest-physical address for all vCPUs, EPT's format.
+ * The two-stage kind of MMU: one tree of tables by guest-physical address for all vCPUs, in EPT's or NPT's format (struct kvm_pte_format).
  * Every operation here is one pass of the radix iterator over a range of guest frames; entries change
  * through the funnel of mmu_entry.c only. Faults are served in mmu_fault.c.
  *
@@ -26,32 +26,32 @@ static struct arch_radix_range frames_range(const struct kvm_vm *vm, gfn_t first
 /* Zap every leaf that touches [first, last] (frame numbers). Lock: exclusive. */
 static void zap_locked(struct kvm_vm *vm, gfn_t first, gfn_t last, struct kvm_dead_tables *dead)
 {
-    struct arch_radix it = {.table = kvm_ept_table_ptr, .ctx = vm->s->hm};
+    struct arch_radix it = {.table = kvm_pte_table_ptr, .ctx = vm->s->hm};
     struct arch_radix_range range = frames_range(vm, first, last);
 
-    arch_radix_for_each (&it, &arch_formats[vm->mmu.format], vm->mmu.root.v, range) {
+    arch_radix_for_each (&it, &arch_formats[vm->mmu.fmt->id], vm->mmu.root.v, range) {
         uint64_t span_last = it.addr + arch_span(it.fmt, it.level) - 1;
 
         if (!it.entry) {
             continue;
         }
-        if (kvm_ept_is_table(it.entry, it.level) &&
+        if (kvm_pte_is_table(it.entry, it.level) &&
             (it.addr < range.first || span_last > range.last)) {
             continue;
         }
-        kvm_ept_set(vm, arch_radix_slot(&it), it.level, 0, dead);
+        kvm_pte_set(vm, arch_radix_slot(&it), it.level, 0, dead);
         it.entry = 0;
     }
 }
 
 static void zap_mmio_locked(struct kvm_vm *vm, struct kvm_dead_tables *dead)
 {
-    struct arch_radix it = {.table = kvm_ept_table_ptr, .ctx = vm->s->hm};
+    struct arch_radix it = {.table = kvm_pte_table_ptr, .ctx = vm->s->hm};
     struct arch_radix_range range = {0, UINT64_MAX, vm->mmu.levels, 1};
 
-    arch_radix_for_each (&it, &arch_formats[vm->mmu.format], vm->mmu.root.v, range) {
-        if (it.level == 1 && kvm_ept_is_mmio(it.entry)) {
-            kvm_ept_set(vm, arch_radix_slot(&it), 1, 0, dead);
+    arch_radix_for_each (&it, &arch_formats[vm->mmu.fmt->id], vm->mmu.root.v, range) {
+        if (it.level == 1 && kvm_pte_is_mmio(vm->mmu.fmt, it.entry)) {
+            kvm_pte_set(vm, arch_radix_slot(&it), 1, 0, dead);
         }
     }
 }
@@ -60,17 +60,20 @@ static void zap_mmio_locked(struct kvm_vm *vm, struct kvm_dead_tables *dead)
 
 static bool age_locked(struct kvm_vm *vm, gfn_t first, gfn_t last, bool clear)
 {
-    struct arch_radix it = {.table = kvm_ept_table_ptr, .ctx = vm->s->hm};
+    const struct kvm_pte_format *fmt = vm->mmu.fmt;
+    struct arch_radix it = {.table = kvm_pte_table_ptr, .ctx = vm->s->hm};
     struct arch_radix_range range = frames_range(vm, first, last);
     bool young = false;
 
-    arch_radix_for_each (&it, &arch_formats[vm->mmu.format], vm->mmu.root.v, range) {
-        if (!kvm_ept_is_page(it.entry, it.level) || !(it.entry & EPT_A)) {
+    arch_radix_for_each (&it, &arch_formats[fmt->id], vm->mmu.root.v, range) {
+        uint64_t *e = arch_radix_slot(&it);
+
+        if (!kvm_pte_is_page(it.entry, it.level) || !kvm_pte_is_young(fmt, it.entry)) {
             continue;
         }
         young = true;
-        if (clear) {
-            __atomic_fetch_and(arch_radix_slot(&it), ~EPT_A, __ATOMIC_RELAXED);
+        if (clear && !kvm_pte_exchange(vm, e, it.level, it.entry, kvm_pte_make_old(fmt, it.entry))) {
+            continue; /* a processor or the fast path was there meanwhile: it stays young */
         }
     }
     return young;
@@ -78,14 +81,13 @@ static bool age_locked(struct kvm_vm *vm, gfn_t first, gfn_t last, bool clear)
 
 /* ---- write-protection ---- */
 
-/* Take W away; MMU-W stays, so the next write is the fast path's. Returns true if it was there. A plain
- * store is enough: only accessed and dirty bits may change under us, and losing one loses nothing. */
-static bool protect_entry(uint64_t *e, uint64_t old)
+/* Take W away; MMU-W stays, so the next write is the fast path's. True: a processor may hold W. */
+static bool protect_entry(const struct kvm_pte_format *fmt, uint64_t *e, uint64_t old)
 {
-    if (!(old & EPT_W)) {
-        return false;
+    if (!(old & KVM_PTE_W)) {
+        return kvm_pte_is_tracked(fmt, old) && (old & fmt->mmu_w);
     }
-    __atomic_store_n(e, old & ~(EPT_W | EPT_D), __ATOMIC_RELEASE);
+    __atomic_fetch_and(e, ~(KVM_PTE_W | fmt->dirty), __ATOMIC_ACQ_REL);
     return true;
 }
 
@@ -96,11 +98,11 @@ static uint64_t *find_table(struct kvm_vm *vm, gfn_t f, uint64_t **huge)
 
     *huge = NULL;
     for (unsigned level = vm->mmu.levels; level > 1; level--) {
-        uint64_t *e = kvm_ept_slot(vm, table, f, level);
-        uint64_t v = kvm_ept_load(e);
+        uint64_t *e = kvm_pte_slot(vm, table, f, level);
+        uint64_t v = kvm_pte_load(e);
 
-        if (!kvm_ept_is_table(v, level)) {
-            *huge = kvm_ept_is_page(v, level) ? e : NULL;
+        if (!kvm_pte_is_table(v, level)) {
+            *huge = kvm_pte_is_page(v, level) ? e : NULL;
             return NULL;
         }
         table = hpa(v & EPT_ADDR_MASK);
@@ -109,12 +111,12 @@ static uint64_t *find_table(struct kvm_vm *vm, gfn_t f, uint64_t **huge)
 }
 
 /* One page of a table of level 1. */
-static bool protect_in_table(uint64_t *table, uint64_t frame)
+static bool protect_in_table(const struct kvm_vm *vm, uint64_t *table, uint64_t frame)
 {
     uint64_t *e = &table[frame & (PT_ENTRIES - 1)];
     uint64_t old = __atomic_load_n(e, __ATOMIC_RELAXED);
 
-    return kvm_ept_is_page(old, 1) && protect_entry(e, old);
+    return kvm_pte_is_page(old, 1) && protect_entry(vm->mmu.fmt, e, old);
 }
 
 static bool protect_mask_locked(struct kvm_vm *vm, const struct kvm_memslot *slot, uint64_t offset,
@@ -132,11 +134,11 @@ static bool protect_mask_locked(struct kvm_vm *vm, const struct kvm_memslot *slo
             region = f >> PT_LEVEL_BITS;
             table = find_table(vm, gfn(f), &huge);
             if (huge) {
-                flush |= protect_entry(huge, kvm_ept_load(huge));
+                flush |= protect_entry(vm->mmu.fmt, huge, kvm_pte_load(huge));
             }
         }
         if (table) {
-            flush |= protect_in_table(table, f);
+            flush |= protect_in_table(vm, table, f);
         }
     }
     return flush;
@@ -145,14 +147,14 @@ static bool protect_mask_locked(struct kvm_vm *vm, const struct kvm_memslot *slo
 /* Huge leaves stay, protected: the first write splits them. */
 static bool protect_slot_locked(struct kvm_vm *vm, const struct kvm_memslot *slot)
 {
-    struct arch_radix it = {.table = kvm_ept_table_ptr, .ctx = vm->s->hm};
+    struct arch_radix it = {.table = kvm_pte_table_ptr, .ctx = vm->s->hm};
     struct arch_radix_range range = frames_range(vm, gfn(slot->base_gfn),
                                                  gfn(slot->base_gfn + slot->npages - 1));
     bool flush = false;
 
-    arch_radix_for_each (&it, &arch_formats[vm->mmu.format], vm->mmu.root.v, range) {
-        if (kvm_ept_is_page(it.entry, it.level)) {
-            flush |= protect_entry(arch_radix_slot(&it), it.entry);
+    arch_radix_for_each (&it, &arch_formats[vm->mmu.fmt->id], vm->mmu.root.v, range) {
+        if (kvm_pte_is_page(it.entry, it.level)) {
+            flush |= protect_entry(vm->mmu.fmt, arch_radix_slot(&it), it.entry);
         }
     }
     return flush;
@@ -171,10 +173,10 @@ static void recover_huge_locked(struct kvm_vm *vm, const struct kvm_memslot *slo
     }
     for (; f + PT_ENTRIES <= end; f += PT_ENTRIES) {
         hva_t at = kvm_slot_hva(slot, gfn(f));
-        uint64_t *e = kvm_ept_find(vm, gfn(f), 2);
+        uint64_t *e = kvm_pte_find(vm, gfn(f), 2);
 
-        if (e && kvm_ept_is_table(kvm_ept_load(e), 2) && host_mapping_level(vm->s->mm, at) > 1) {
-            kvm_ept_set(vm, e, 2, 0, dead);
+        if (e && kvm_pte_is_table(kvm_pte_load(e), 2) && host_mapping_level(vm->s->mm, at) > 1) {
+            kvm_pte_set(vm, e, 2, 0, dead);
         }
     }
 }
@@ -184,14 +186,14 @@ static void recover_huge_locked(struct kvm_vm *vm, const struct kvm_memslot *slo
 static void for_each_leaf_locked(struct kvm_vm *vm, gfn_t first, gfn_t last, kvm_mmu_leaf_fn *fn,
                                  void *opaque)
 {
-    struct arch_radix it = {.table = kvm_ept_table_ptr, .ctx = vm->s->hm};
+    struct arch_radix it = {.table = kvm_pte_table_ptr, .ctx = vm->s->hm};
     struct arch_radix_range range = frames_range(vm, first, last);
 
-    arch_radix_for_each (&it, &arch_formats[vm->mmu.format], vm->mmu.root.v, range) {
+    arch_radix_for_each (&it, &arch_formats[vm->mmu.fmt->id], vm->mmu.root.v, range) {
         struct kvm_mmu_leaf leaf = {it.addr, it.entry, it.level,
-                                    it.level == 1 && kvm_ept_is_mmio(it.entry)};
+                                    it.level == 1 && kvm_pte_is_mmio(vm->mmu.fmt, it.entry)};
 
-        if ((leaf.is_mmio || kvm_ept_is_page(it.entry, it.level)) && !fn(opaque, &leaf)) {
+        if ((leaf.is_mmio || kvm_pte_is_page(it.entry, it.level)) && !fn(opaque, &leaf)) {
             return;
         }
     }
@@ -203,29 +205,29 @@ static uint64_t explain_locked(struct kvm_vm *vm, gpa_t addr, struct softkvm_exp
     hpa_t table = vm->mmu.root;
 
     for (unsigned level = vm->mmu.levels;; level--) {
-        uint64_t e = kvm_ept_load(kvm_ept_slot(vm, table, gpa_to_gfn(addr), level));
+        uint64_t e = kvm_pte_load(kvm_pte_slot(vm, table, gpa_to_gfn(addr), level));
         uint64_t size = pt_leaf_size(level);
 
         if (x) {
             struct softkvm_entry *o = &x->ept[x->nr_ept++];
 
-            kvm_explain_entry(o, vm->mmu.format, level, e);
+            kvm_explain_entry(o, vm->mmu.fmt->id, level, e);
             o->table = table.v;
             o->index = pt_index(addr.v, level);
-            if (kvm_ept_is_mmio(e)) {
+            if (kvm_pte_is_mmio(vm->mmu.fmt, e)) {
                 o->leaf = 1;
                 x->stages |= SOFTKVM_STAGE_MMIO;
                 snprintf(o->text, sizeof(o->text), "mmio gen %llu",
-                         (unsigned long long)kvm_ept_mmio_generation(e));
+                         (unsigned long long)kvm_pte_mmio_generation(e));
             }
         }
-        if (kvm_ept_is_page(e, level)) {
+        if (kvm_pte_is_page(e, level)) {
             if (x) {
                 x->ept_page_size = size;
             }
             return (e & EPT_ADDR_MASK & ~(size - 1)) + (addr.v & (size - 1));
         }
-        if (!kvm_ept_is_table(e, level)) {
+        if (!kvm_pte_is_table(e, level)) {
             return 0;
         }
         table = hpa(e & EPT_ADDR_MASK);
@@ -235,16 +237,16 @@ static uint64_t explain_locked(struct kvm_vm *vm, gpa_t addr, struct softkvm_exp
 /* The counts against the tables; entries that are nothing. */
 static void check_locked(struct kvm_vm *vm, struct kvm_checker *c)
 {
-    struct arch_radix it = {.table = kvm_ept_table_ptr, .ctx = vm->s->hm};
+    struct arch_radix it = {.table = kvm_pte_table_ptr, .ctx = vm->s->hm};
     struct arch_radix_range range = {0, UINT64_MAX, vm->mmu.levels, 1};
     int64_t pages[4] = {0}, tables = 0;
 
-    arch_radix_for_each (&it, &arch_formats[vm->mmu.format], vm->mmu.root.v, range) {
-        if (kvm_ept_is_page(it.entry, it.level)) {
+    arch_radix_for_each (&it, &arch_formats[vm->mmu.fmt->id], vm->mmu.root.v, range) {
+        if (kvm_pte_is_page(it.entry, it.level)) {
             pages[it.level]++;
-        } else if (it.level == 1 && kvm_ept_is_mmio(it.entry)) {
+        } else if (it.level == 1 && kvm_pte_is_mmio(vm->mmu.fmt, it.entry)) {
             pages[0]++;
-        } else if (kvm_ept_is_table(it.entry, it.level)) {
+        } else if (kvm_pte_is_table(it.entry, it.level)) {
             tables++;
         } else if (it.entry) {
             kvm_breach(c, "entry at gpa 0x%llx level %u is nothing: 0x%llx",
@@ -270,14 +272,17 @@ static int init(struct kvm_vm *vm)
     struct kvm_mmu *mmu = &vm->mmu;
     int r;
 
-    mmu->format = ARCH_FMT_EPT;
+    mmu->fmt = vm->s->options.mmu == SOFTKVM_MMU_NPT ? &kvm_pte_npt : &kvm_pte_ept;
     mmu->levels = vm->s->options.ept_levels ? vm->s->options.ept_levels : 4;
     r = host_table_alloc(vm->s->hm, HOST_FRAME_TABLE, &mmu->root);
     if (r < 0) {
         mmu->root = hpa(0);
         return r;
     }
-    mmu->eptp = mmu->root.v | EPTP_MT_WB | EPTP_LEVEL(mmu->levels) | EPTP_AD;
+    mmu->eptp = mmu->root.v;
+    if (mmu->fmt->id == ARCH_FMT_EPT) {
+        mmu->eptp |= EPTP_MT_WB | EPTP_LEVEL(mmu->levels) | (mmu->fmt->dirty ? EPTP_AD : 0);
+    }
     return 0;
 }
 
@@ -290,7 +295,10 @@ static void fini(struct kvm_vm *vm)
 
 static void load(struct kvm_vcpu *v)
 {
-    v->cpu->eptp = v->vm->mmu.eptp;
+    const struct kvm_mmu *mmu = &v->vm->mmu;
+
+    v->cpu->eptp = mmu->eptp;
+    v->cpu->npt_levels = mmu->fmt->id == ARCH_FMT_NPT ? (uint8_t)mmu->levels : 0;
 }
 
 const struct kvm_mmu_ops kvm_mmu_tdp = {

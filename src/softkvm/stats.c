@@ -75,6 +75,7 @@ static const struct source vcpu_sources[] = {
     X("exit_io", CPU_EXIT_IO),
     X("exit_ept_violation", CPU_EXIT_EPT_VIOLATION),
     X("exit_ept_misconfig", CPU_EXIT_EPT_MISCONFIG),
+    X("exit_npf", CPU_EXIT_NPF),
     X("exit_cpuid", CPU_EXIT_CPUID),
     X("exit_rdmsr", CPU_EXIT_RDMSR),
     X("exit_wrmsr", CPU_EXIT_WRMSR),

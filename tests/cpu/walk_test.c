@@ -1,6 +1,6 @@
 /*
  * The two-dimensional walk against its definition (tests/oracle/cpu_walk.c): random tables of every paging mode,
- * random rights in both stages, random control bits; result, addresses, error code and every table byte after
+ * random rights in both stages, both formats of the second, random control bits; result, addresses, error code and every table byte after
  * the walk are compared. Each access is made again at once, so that the caches are judged too.
  */
 #include <setjmp.h>
@@ -31,6 +31,7 @@ struct world {
     uint64_t rng;
     uint8_t before[NTABLES * 4096], after[NTABLES * 4096];
     uint64_t ept_before[1024], ept_after[1024];
+    uint64_t root5; /* a fifth level over the EPT's four */
 };
 
 static uint64_t draw(struct world *w)
@@ -96,18 +97,69 @@ static void tables_random(struct world *w, unsigned bytes)
     }
 }
 
+/* One of Intel's entries for a page at hpa. */
+static uint64_t ept_random(struct world *w, uint64_t hpa)
+{
+    uint64_t e = hpa | EPT_RWX | EPT_MT_WB | (draw(w) & (EPT_A | EPT_D));
+
+    if (chance(w, 5)) {
+        e &= ~(draw(w) & EPT_RWX);
+    }
+    return chance(w, 1) ? EPT_W | EPT_X : e;
+}
+
+/* One of AMD's. */
+static uint64_t npt_random(struct world *w, uint64_t hpa)
+{
+    uint64_t e = hpa | X86_PTE_P | X86_PTE_W | X86_PTE_U | (draw(w) & (X86_PTE_A | X86_PTE_D | X86_PTE_G | 0xe18));
+
+    if (chance(w, 2)) { /* less often: tables are walked for writing too */
+        e &= ~(draw(w) & (X86_PTE_P | X86_PTE_W | X86_PTE_U));
+    }
+    if (chance(w, 3)) {
+        e |= X86_PTE_NX;
+    }
+    return chance(w, 1) ? e | UINT64_C(1) << (HOST_PHYS_BITS + draw(w) % 4) : e;
+}
+
 static void second_stage_random(struct world *w)
 {
     for (uint64_t i = 0; i < RAM / PAGE_SIZE; i++) {
-        uint64_t e = w->b.pages[i] | EPT_RWX | EPT_MT_WB | (draw(w) & (EPT_A | EPT_D));
+        *bare_ept_entry(&w->b, i * PAGE_SIZE) = w->m.npt ? npt_random(w, w->b.pages[i]) : ept_random(w, w->b.pages[i]);
+    }
+}
 
-        if (chance(w, 5)) {
-            e &= ~(draw(w) & EPT_RWX);
+/* Entries of the upper levels without the bits that walks of the other format have set. */
+static void uppers_clean(struct world *w)
+{
+    for (uint64_t gpa = 0; gpa < RAM; gpa += UINT64_C(1) << 21) {
+        uint64_t table = w->root5;
+
+        for (unsigned level = 5; level > 1; level--) {
+            uint64_t *e = (uint64_t *)host_table_at(w->b.mem, hpa(table)) + pt_index(gpa, level);
+
+            *e &= EPT_ADDR_MASK | EPT_RWX;
+            table = *e & EPT_ADDR_MASK;
         }
-        if (chance(w, 1)) {
-            e = EPT_W | EPT_X;
-        }
-        *bare_ept_entry(&w->b, i * PAGE_SIZE) = e;
+    }
+}
+
+/* Which second stage: format, levels, accessed and dirty bits. */
+static void stage2_choose(struct world *w)
+{
+    struct ow_machine *m = &w->m;
+    struct cpu *cpu = w->cpu;
+
+    uppers_clean(w);
+    m->npt = draw(w) & 1;
+    m->stage2_levels = 4 + (unsigned)(draw(w) & 1);
+    m->host_width = HOST_PHYS_BITS;
+    m->ept_ad = draw(w) & 1;
+    m->ept_root = m->stage2_levels == 5 ? w->root5 : w->b.eptp & EPT_ADDR_MASK;
+    cpu->npt_levels = m->npt ? (uint8_t)m->stage2_levels : 0;
+    cpu->eptp = m->ept_root;
+    if (!m->npt) {
+        cpu->eptp |= EPTP_MT_WB | EPTP_LEVEL(m->stage2_levels) | (m->ept_ad ? EPTP_AD : 0);
     }
 }
 
@@ -133,9 +185,7 @@ static void controls_random(struct world *w)
                (m->smep ? X86_CR4_SMEP : 0) | (m->smap ? X86_CR4_SMAP : 0) | (m->pse ? X86_CR4_PSE : 0);
     cpu->efer = (m->levels >= 4 ? X86_EFER_LMA | X86_EFER_LME : 0) | (m->nxe ? X86_EFER_NX : 0);
     cpu->features = m->has_1g ? CPU_FEAT_1G : 0;
-    cpu->eptp = (cpu->eptp & ~EPTP_AD) | (draw(w) & EPTP_AD);
-    m->ept_root = cpu->eptp & EPT_ADDR_MASK;
-    m->ept_ad = (cpu->eptp & EPTP_AD) != 0;
+    stage2_choose(w);
 }
 
 /* An address whose indices fall on filled entries, mostly. */
@@ -193,6 +243,11 @@ static void compare(struct world *w, const struct ow_outcome *o, const struct cp
     if (o->result == OW_VIOLATION) {
         assert_int_equal(x->final, o->final);
     }
+    if (w->m.npt && (o->result == OW_VIOLATION || o->result == OW_MISCONFIG)) {
+        cpu_exit_second_stage(w->cpu, x, res);
+        assert_int_equal(w->cpu->exit.reason, CPU_EXIT_NPF);
+        assert_int_equal(w->cpu->exit.ept.error_code, o->npf);
+    }
 }
 
 static struct cpu_xlate xlate_of(const struct world *w, const struct ow_access *a)
@@ -225,6 +280,16 @@ static void trial(struct world *w, unsigned *ok)
     assert_memory_equal(w->b.ram + TABLES, w->after, NTABLES * 4096);
 }
 
+/* A table whose first entry leads to the bare machine's four levels. */
+static uint64_t root5_new(struct bare *b)
+{
+    hpa_t t;
+
+    assert_int_equal(host_table_alloc(b->mem, HOST_FRAME_TABLE, &t), 0);
+    *(uint64_t *)host_table_at(b->mem, t) = (b->eptp & EPT_ADDR_MASK) | EPT_RWX;
+    return t.v;
+}
+
 static void test_random_tables(void **state)
 {
     static struct world w;
@@ -235,6 +300,7 @@ static void test_random_tables(void **state)
     bare_open(&w.b, RAM, 1, true);
     w.cpu = w.b.cpu[0];
     memset(w.b.ram, 0, TABLES); /* all but our tables leads nowhere */
+    w.root5 = root5_new(&w.b);
     w.m.mem = (struct ow_memory){get_word, put_word, &w};
     for (unsigned i = 0; i < TRIALS; i++) {
         if (i % 8 == 0) {
@@ -245,6 +311,7 @@ static void test_random_tables(void **state)
         cpu_tlb_flush_all(w.cpu);
         trial(&w, &ok);
     }
+    host_table_free(w.b.mem, hpa(w.root5));
     assert_true(ok > TRIALS / 10); /* the tables lead somewhere often enough to mean something */
     bare_close(&w.b);
 }

@@ -11,12 +11,48 @@ static uint64_t field(uint64_t v, unsigned low, unsigned high)
     return v >> low & (high - low == 63 ? ~0ull : (1ull << (high - low + 1)) - 1);
 }
 
+/* AMD's second stage. The fault's own bits (present, reserved) come back in *npf. */
+static enum ow_result stage2_npt(struct ow_machine *m, uint64_t gpa, unsigned want, uint64_t *hpa, uint64_t *npf)
+{
+    bool write = true, user = true, nx = false;
+    uint64_t table = m->ept_root;
+
+    *npf = 0;
+    for (unsigned level = m->stage2_levels;; level--) {
+        unsigned low = 12 + 9 * (level - 1);
+        uint64_t at = table + 8 * field(gpa, low, low + 8), e = m->mem.get(m->mem.opaque, at);
+        bool leaf = level == 1 || (level <= 3 && bit(e, 7));
+
+        *npf = bit(e, 0);
+        if (!bit(e, 0)) {
+            return OW_VIOLATION;
+        }
+        if (field(e, m->host_width, 51) || (level >= 4 && field(e, 7, 8)) || (leaf && level > 1 && field(e, 13, low - 1))) {
+            *npf = 9;
+            return OW_MISCONFIG;
+        }
+        write = write && bit(e, 1);
+        user = user && bit(e, 2);
+        nx = nx || bit(e, 63);
+        if (!leaf) {
+            table = field(e, 12, 51) << 12;
+            continue;
+        }
+        if (!user || ((want & 2) && !write) || ((want & 4) && nx)) {
+            return OW_VIOLATION;
+        }
+        m->mem.put(m->mem.opaque, at, e | 1 << 5 | (want & 2 ? 1 << 6 : 0));
+        *hpa = (field(e, low, 51) << low) + field(gpa, 0, low - 1);
+        return OW_OK;
+    }
+}
+
 /* Second stage of one address. want: bits 0 read, 1 write, 2 execute. */
-static enum ow_result stage2(struct ow_machine *m, uint64_t gpa, unsigned want, uint64_t *hpa)
+static enum ow_result stage2_ept(struct ow_machine *m, uint64_t gpa, unsigned want, uint64_t *hpa)
 {
     uint64_t table = m->ept_root, rights = 7;
 
-    for (int level = 4; level >= 1; level--) {
+    for (int level = (int)m->stage2_levels; level >= 1; level--) {
         unsigned low = 12 + 9 * (unsigned)(level - 1);
         uint64_t at = table + 8 * field(gpa, low, low + 8), e = m->mem.get(m->mem.opaque, at);
         bool leaf = level == 1 || (level <= 3 && bit(e, 7));
@@ -26,7 +62,7 @@ static enum ow_result stage2(struct ow_machine *m, uint64_t gpa, unsigned want, 
             return OW_VIOLATION;
         }
         if ((!bit(e, 0) && bit(e, 1)) || (leaf && (type == 2 || type == 3 || type == 7)) ||
-            (!leaf && (field(e, 3, 6) || (level == 4 && bit(e, 7)))) ||
+            (!leaf && (field(e, 3, 6) || (level >= 4 && bit(e, 7)))) ||
             (leaf && level > 1 && field(e, 12, low - 1))) {
             return OW_MISCONFIG;
         }
@@ -46,6 +82,19 @@ static enum ow_result stage2(struct ow_machine *m, uint64_t gpa, unsigned want, 
     return OW_VIOLATION;
 }
 
+/* Either, and what AMD's fault code says of it: 2 write, 4 user, 16 fetch, bit 32 the final address, bit 33 a table. */
+static enum ow_result stage2(struct ow_machine *m, uint64_t gpa, unsigned want, bool final, struct ow_outcome *out)
+{
+    enum ow_result r;
+
+    if (!m->npt) {
+        return stage2_ept(m, gpa, want, &out->hpa);
+    }
+    r = stage2_npt(m, gpa, final ? want : 3, &out->hpa, &out->npf);
+    out->npf |= 4 | (!final || (want & 2) ? 2 : 0) | (want & 4 ? 16 : 0) | 1ull << (final ? 32 : 33);
+    return r;
+}
+
 /* A guest table entry, read or replaced. */
 struct entry {
     uint64_t gpa, value;
@@ -54,8 +103,8 @@ struct entry {
 
 static enum ow_result entry_access(struct ow_machine *m, struct entry *e, bool write, struct ow_outcome *out)
 {
-    uint64_t hpa, word;
-    enum ow_result r = stage2(m, e->gpa, write ? 3 : 1, &hpa);
+    enum ow_result r = stage2(m, e->gpa, write ? 3 : 1, false, out);
+    uint64_t hpa = out->hpa, word;
     unsigned shift = e->bytes == 4 && (e->gpa & 4) ? 32 : 0;
 
     if (r != OW_OK) {
@@ -226,5 +275,5 @@ void ow_translate(struct ow_machine *m, const struct ow_access *a, struct ow_out
     }
     out->gpa = gpa;
     out->final = true;
-    out->result = stage2(m, gpa, a->fetch ? 4 : a->write ? 3 : 1, &out->hpa);
+    out->result = stage2(m, gpa, a->fetch ? 4 : a->write ? 3 : 1, true, out);
 }
