@@ -86,7 +86,8 @@ int softkvm_open_system(struct softkvm *s);
 int softkvm_ioctl(struct softkvm *s, int fd, unsigned long request, void *arg);
 
 /*
- * As mmap() of a vCPU descriptor (offsets as KVM's: 0 run page, 1 port data, 2 coalesced ring).
+ * As mmap() of a vCPU descriptor (offsets as KVM's: 0 run page, 1 port data, 2 coalesced ring, from
+ * KVM_DIRTY_LOG_PAGE_OFFSET on the dirty ring).
  * Returns the address; or null with *err = errno. Mappings of one vCPU share one place. The vCPU
  * lives until its last mapping is gone.
  */

@@ -192,13 +192,29 @@ int softkvm_ioctl(struct softkvm *s, int fd, unsigned long request, void *arg)
 
 /* ---- mappings ---- */
 
+/* The place behind [at, at + length) of a vCPU's descriptor: its run pages, or its ring. Null: none. */
+static char *vcpu_place(struct kvm_vcpu *v, size_t at, size_t length)
+{
+    const size_t ring = KVM_DIRTY_LOG_PAGE_OFFSET * PAGE_SIZE;
+    size_t size = KVM_VCPU_RUN_PAGES * PAGE_SIZE;
+    char *base = (char *)v->run;
+
+    if (at >= ring) {
+        at -= ring;
+        base = (char *)v->ring.entries;
+        size = v->ring.size * sizeof(struct kvm_dirty_gfn);
+    }
+    return !page_offset(at) && length && at < size && length <= size - at ? base + at : NULL;
+}
+
 static int map_vcpu(struct softkvm *s, struct kvm_vcpu *v, size_t at, size_t length, void **out)
 {
     struct kvm_mapping *m;
+    char *place;
 
     length = (length + PAGE_SIZE - 1) & PAGE_MASK;
-    if (page_offset(at) || !length || at >= KVM_VCPU_RUN_PAGES * PAGE_SIZE ||
-        length > KVM_VCPU_RUN_PAGES * PAGE_SIZE - at) {
+    place = vcpu_place(v, at, length);
+    if (!place) {
         return -EINVAL;
     }
     m = kvm_alloc(s, sizeof(*m));
@@ -207,7 +223,7 @@ static int map_vcpu(struct softkvm *s, struct kvm_vcpu *v, size_t at, size_t len
     }
     kvm_vcpu_get(v);
     m->vcpu = v;
-    m->addr = (char *)v->run + at;
+    m->addr = place;
     m->length = length;
     pthread_mutex_lock(&s->lock);
     list_add_tail(&s->mappings, &m->node);
@@ -227,7 +243,8 @@ void *softkvm_mmap(struct softkvm *s, int fd, size_t length, int prot, int flags
         r = -EBADF;
     } else if (f->kind != KVM_FILE_VCPU) {
         r = -ENODEV;
-    } else if (offset < 0 || (flags & MAP_TYPE) == MAP_PRIVATE) {
+    } else if (offset < 0 || (flags & MAP_TYPE) == MAP_PRIVATE ||
+               (offset >= (int64_t)(KVM_DIRTY_LOG_PAGE_OFFSET * PAGE_SIZE) && (prot & PROT_EXEC))) {
         r = -EINVAL;
     } else {
         r = map_vcpu(s, f->object, (size_t)offset, length, &addr);

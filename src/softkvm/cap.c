@@ -6,6 +6,8 @@
 #include <errno.h>
 #include <unistd.h>
 
+#include "softkvm/kvm_abi.h"
+#include "softkvm/ring.h"
 #include "softkvm/slot.h"
 #include "softkvm/vm.h"
 
@@ -59,6 +61,9 @@ static const struct {
     {KVM_CAP_ENABLE_CAP, 1},
     {KVM_CAP_INTERNAL_ERROR_DATA, 1},
     {KVM_CAP_BINARY_STATS_FD, 1},
+    {KVM_CAP_DIRTY_LOG_RING, KVM_RING_MAX_BYTES},
+    {KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_RING_MAX_BYTES},
+    {KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 1},
     {KVM_CAP_EXCEPTION_PAYLOAD, 1},
     {KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1},
     {KVM_CAP_SET_BOOT_CPU_ID, 1},
@@ -100,6 +105,11 @@ static int enable_locked(struct kvm_vm *vm, const struct kvm_enable_cap *cap)
     switch (cap->cap) {
     case KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2:
         return enable_manual_dirty(vm, cap->args[0]);
+    case KVM_CAP_DIRTY_LOG_RING:
+    case KVM_CAP_DIRTY_LOG_RING_ACQ_REL:
+        return kvm_ring_enable(vm, cap->args[0]);
+    case KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP:
+        return kvm_ring_enable_bitmap(vm);
     case KVM_CAP_X86_USER_SPACE_MSR:
         if (cap->args[0] & ~(uint64_t)USER_MSR) {
             return -EINVAL;

@@ -83,7 +83,7 @@ static void check_page(struct kvm_checker *c, uint64_t addr, uint64_t e, unsigne
     if ((e & EPT_W) && (!(levels_entry & X86_PTE_W) || (s->flags & KVM_MEM_READONLY))) {
         kvm_breach(c, "entry at gpa 0x%llx is writable, its page is not", (unsigned long long)addr);
     }
-    if ((e & EPT_W) && s->dirty) {
+    if ((e & EPT_W) && s->dirty && !c->vm->ring_bytes) {
         uint64_t i = (addr >> PAGE_SHIFT) - s->base_gfn;
 
         if (level > 1 || !(atomic_load(&s->dirty[i / 64]) >> (i & 63) & 1)) {

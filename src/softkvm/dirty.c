@@ -16,12 +16,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "softkvm/ring.h"
 #include "softkvm/user.h"
 #include "softkvm/vm.h"
 
 /* The logging slot that `slot` (id and address space) names. Lock: slots_lock. */
 static int find_logging(struct kvm_vm *vm, uint32_t slot, struct kvm_memslot **out)
 {
+    if (!kvm_ring_allows_bitmap(vm)) {
+        return -ENXIO;
+    }
     if (slot >> 16 >= KVM_AS_COUNT || (slot & 0xffff) >= KVM_SLOT_IDS - KVM_SLOT_INTERNAL) {
         return -EINVAL;
     }
@@ -68,7 +72,7 @@ static int get_log_locked(struct kvm_vm *vm, const struct kvm_dirty_log *log)
 
 /*
  * KVM_GET_DIRTY_LOG: copy the bitmap out (padded to 64 bits); unless protection is manual, also take
- * the bits and protect the pages anew. 0; -EINVAL bad id, -ENOENT no such slot or it does not log,
+ * the bits and protect the pages anew. 0; -ENXIO (rings, no bitmap), -EINVAL bad id, -ENOENT no such slot or it does not log,
  * -EFAULT. Lock: takes slots_lock, mmu.lock.
  */
 int kvm_dirty_get_log(struct kvm_vm *vm, const struct kvm_dirty_log *log)
@@ -123,12 +127,15 @@ static int clear_log_locked(struct kvm_vm *vm, const struct kvm_clear_dirty_log 
 
 /*
  * KVM_CLEAR_DIRTY_LOG: take the bits that are both in the log and in the caller's bitmap, and protect
- * their pages. -EINVAL (alignment, range), -ENOENT, -EFAULT. Lock: takes slots_lock, mmu.lock.
+ * their pages. -ENXIO (rings), -EINVAL (alignment, range), -ENOENT, -EFAULT. Lock: takes slots_lock, mmu.lock.
  */
 int kvm_dirty_clear_log(struct kvm_vm *vm, const struct kvm_clear_dirty_log *log)
 {
     int r;
 
+    if (!kvm_ring_allows_bitmap(vm)) {
+        return -ENXIO;
+    }
     if (log->first_page & 63) {
         return -EINVAL;
     }

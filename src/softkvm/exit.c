@@ -162,7 +162,7 @@ static int late_write(struct kvm_vcpu *v)
 {
     const struct cpu_exit *e = &v->cpu->exit;
 
-    return kvm_guest_write(v->vm, e->ept.gpa, e->ept.data, e->ept.size) == 0 ? KVM_GO_ON
+    return kvm_guest_write(v, e->ept.gpa, e->ept.data, e->ept.size) == 0 ? KVM_GO_ON
                                                                              : device_access(v);
 }
 

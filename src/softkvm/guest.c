@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "softkvm/user.h"
-#include "softkvm/vm.h"
+#include "softkvm/vcpu.h"
 
 /* The bytes behind addr and how many of len lie in the same slot. */
 static char *locate(struct kvm_vm *vm, gpa_t addr, size_t len, struct kvm_memslot **slot, size_t *n)
@@ -84,20 +84,20 @@ int kvm_guest_read(struct kvm_vm *vm, gpa_t addr, void *buf, size_t len)
  * Copy len bytes to guest memory at addr; the pages are marked in dirty logs. 0, or -EFAULT (no slot,
  * read-only, no host memory), with what lies before already written.
  */
-int kvm_guest_write(struct kvm_vm *vm, gpa_t addr, const void *buf, size_t len)
+int kvm_guest_write(struct kvm_vcpu *v, gpa_t addr, const void *buf, size_t len)
 {
     const char *src = buf;
 
     while (len) {
         struct kvm_memslot *slot;
         size_t n;
-        char *dst = locate(vm, addr, len, &slot, &n);
+        char *dst = locate(v->vm, addr, len, &slot, &n);
 
         if (!dst || (slot->flags & KVM_MEM_READONLY) || copy_in(dst, src, n) < 0) {
             return -EFAULT;
         }
         for (uint64_t a = addr.v & PAGE_MASK; a < addr.v + n; a += PAGE_SIZE) {
-            kvm_slot_mark_dirty(slot, gpa_to_gfn(gpa(a)));
+            kvm_slot_mark_dirty(v, slot, gpa_to_gfn(gpa(a)));
         }
         addr.v += n;
         src += n;

@@ -196,18 +196,18 @@ static void write_versioned(struct kvm_vcpu *v, uint64_t addr, void *record, siz
 {
     uint32_t odd = (*version | 1) + (*version & 1 ? 2 : 0), even = odd + 1;
 
-    if (kvm_guest_write(v->vm, gpa(addr), &odd, sizeof(odd)) < 0) {
+    if (kvm_guest_write(v, gpa(addr), &odd, sizeof(odd)) < 0) {
         return;
     }
     atomic_thread_fence(memory_order_seq_cst);
     memcpy(record, &odd, sizeof(odd));
-    if (kvm_guest_write(v->vm, gpa(addr + sizeof(odd)), (char *)record + sizeof(odd),
+    if (kvm_guest_write(v, gpa(addr + sizeof(odd)), (char *)record + sizeof(odd),
                         len - sizeof(odd)) < 0) {
         return;
     }
     atomic_thread_fence(memory_order_seq_cst);
     *version = even;
-    (void)!kvm_guest_write(v->vm, gpa(addr), &even, sizeof(even));
+    (void)!kvm_guest_write(v, gpa(addr), &even, sizeof(even));
 }
 
 /* Does this vCPU's counter run as those seen before? Lock: held. */
@@ -281,14 +281,14 @@ static void write_steal(struct kvm_vcpu *v)
     head[0] = pv->steal_version | 1;
     head[1] = 0;
     pv->steal_version = head[0] + 1;
-    if (kvm_guest_write(v->vm, gpa(addr + offsetof(struct kvm_steal_time, version)), head, 8) < 0) {
+    if (kvm_guest_write(v, gpa(addr + offsetof(struct kvm_steal_time, version)), head, 8) < 0) {
         return;
     }
     atomic_thread_fence(memory_order_seq_cst);
-    (void)!kvm_guest_write(v->vm, gpa(addr), &pv->steal_total, 8);
+    (void)!kvm_guest_write(v, gpa(addr), &pv->steal_total, 8);
     atomic_thread_fence(memory_order_seq_cst);
     head[0] = pv->steal_version;
-    (void)!kvm_guest_write(v->vm, gpa(addr + offsetof(struct kvm_steal_time, version)), head, 4);
+    (void)!kvm_guest_write(v, gpa(addr + offsetof(struct kvm_steal_time, version)), head, 4);
 }
 
 void kvm_pvclock_update(struct kvm_vcpu *v)
@@ -430,5 +430,5 @@ int64_t kvm_clock_pairing(struct kvm_vcpu *v, uint64_t addr, uint64_t type)
     pair.sec = (int64_t)(real / NS_PER_S);
     pair.nsec = (int64_t)(real % NS_PER_S);
     pair.tsc = (uint64_t)(((u128)tsc * v->cpu->tsc_ratio) >> 32) + (uint64_t)v->cpu->tsc_offset;
-    return kvm_guest_write(v->vm, gpa(addr), &pair, sizeof(pair)) < 0 ? -KVM_EFAULT : 0;
+    return kvm_guest_write(v, gpa(addr), &pair, sizeof(pair)) < 0 ? -KVM_EFAULT : 0;
 }

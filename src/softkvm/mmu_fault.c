@@ -191,10 +191,10 @@ static enum kvm_fault_result fault_fast(struct kvm_fault *f)
     if (kvm_pte_is_page(old, level)) {
         if (kvm_pte_allows(f->vm->mmu.fmt, old, f->access)) {
             r = KVM_FAULT_SPURIOUS;
-        } else if (is_write(f) && (old & f->vm->mmu.fmt->mmu_w) && !(level > 1 && f->slot->dirty) &&
+        } else if (is_write(f) && (old & f->vm->mmu.fmt->mmu_w) && !(level > 1 && kvm_slot_is_logged(f->slot)) &&
                    kvm_pte_exchange(f->vm, e, level, old,
                                     old | KVM_PTE_W | f->vm->mmu.fmt->dirty | f->vm->mmu.fmt->accessed)) {
-            kvm_slot_mark_dirty(f->slot, f->gfn);
+            kvm_slot_mark_dirty(f->v, f->slot, f->gfn);
             KVM_COUNT(&f->v->counters.faults_fast);
             TRACE(&f->vm->s->trace, access_fast, "gfn %llx", f->gfn.v);
             r = KVM_FAULT_FIXED;
@@ -245,7 +245,7 @@ static bool level_fits(const struct kvm_fault *f, unsigned level)
 /* The largest page that all rules allow. */
 static unsigned choose_level(const struct kvm_fault *f)
 {
-    unsigned level = f->slot->dirty ? 1 : f->page.level;
+    unsigned level = kvm_slot_is_logged(f->slot) ? 1 : f->page.level;
 
     if (level > f->vm->mmu.max_level) {
         level = f->vm->mmu.max_level;
@@ -271,7 +271,7 @@ static uint64_t make_leaf(const struct kvm_fault *f)
         if (!(f->slot->flags & KVM_MEM_READONLY)) {
             e |= fmt->mmu_w;
             /* Write-protected at first in a logging slot: a read must not count as a write. */
-            e |= !f->slot->dirty || is_write(f) ? KVM_PTE_W | fmt->dirty : 0;
+            e |= !kvm_slot_is_logged(f->slot) || is_write(f) ? KVM_PTE_W | fmt->dirty : 0;
         }
     }
     return e;
@@ -299,7 +299,7 @@ static enum kvm_fault_result map_leaf(struct kvm_fault *f)
         return KVM_FAULT_RETRY;
     }
     if (new & KVM_PTE_W) {
-        kvm_slot_mark_dirty(f->slot, f->gfn);
+        kvm_slot_mark_dirty(f->v, f->slot, f->gfn);
     }
     KVM_COUNT(&f->v->counters.mapped[f->level]);
     TRACE(&f->vm->s->trace, access_map, "gfn %llx pfn %llx level %llu writable %llu", f->gfn.v,

@@ -287,6 +287,10 @@ static int run_once(struct kvm_vcpu *v)
     uint32_t pending = atomic_load_explicit(&v->requests, memory_order_relaxed);
     int r;
 
+    if (unlikely(kvm_ring_is_soft_full(v)) && !(pending & KVM_REQUEST_DEAD)) {
+        v->run->exit_reason = KVM_EXIT_DIRTY_RING_FULL;
+        return KVM_LEAVE;
+    }
     if (unlikely(pending & ~KVM_REQUEST_EVENT)) {
         r = serve_requests(v);
         if (r != KVM_GO_ON) {

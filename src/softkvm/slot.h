@@ -104,7 +104,14 @@ static inline bool kvm_slot_has(const struct kvm_memslot *slot, gfn_t f)
     return f.v - slot->base_gfn < slot->npages;
 }
 
-/* Mark one page of a logging slot; nothing for others. Any thread that may read the slot. */
-void kvm_slot_mark_dirty(struct kvm_memslot *slot, gfn_t f);
+/* Does the slot tell which pages are written? */
+static inline bool kvm_slot_is_logged(const struct kvm_memslot *slot)
+{
+    return slot->flags & KVM_MEM_LOG_DIRTY_PAGES;
+}
+
+/* Mark one page of a logging slot, in v's ring or in the slot's bitmap; nothing for others. v: whose
+ * thread it is, in its read section. */
+void kvm_slot_mark_dirty(struct kvm_vcpu *v, struct kvm_memslot *slot, gfn_t f);
 
 #endif

@@ -34,11 +34,14 @@ void kvm_slot_free(struct kvm_memslot *slot)
     free(slot);
 }
 
-void kvm_slot_mark_dirty(struct kvm_memslot *slot, gfn_t f)
+void kvm_slot_mark_dirty(struct kvm_vcpu *v, struct kvm_memslot *slot, gfn_t f)
 {
     uint64_t i = f.v - slot->base_gfn;
     uint64_t bit = UINT64_C(1) << (i & 63);
 
+    if (v->ring.entries && kvm_slot_is_logged(slot) && kvm_ring_push(v, slot, i)) {
+        return;
+    }
     if (slot->dirty &&
         !(atomic_load_explicit(&slot->dirty[i / 64], memory_order_relaxed) & bit)) {
         atomic_fetch_or(&slot->dirty[i / 64], bit);
@@ -88,11 +91,18 @@ static bool overlaps(const struct kvm_slot_set *set, uint32_t id, uint64_t first
 
 /* ---- preparation ---- */
 
+/* All pages count as dirty when logging goes on, and none is protected until its bit is cleared. Rings have
+ * no such start: there, what is not protected would be missed. */
+static bool is_initially_set(const struct kvm_vm *vm)
+{
+    return (vm->manual_dirty & KVM_DIRTY_LOG_INITIALLY_SET) && !vm->ring_bytes;
+}
+
 /* A bitmap for the slot, or over from the old one. Twice the size: see slot.h. */
 static int make_bitmap(struct kvm_vm *vm, struct kvm_memslot *new, const struct kvm_memslot *old)
 {
     new->dirty_words = (new->npages + 63) / 64;
-    if (!(new->flags &KVM_MEM_LOG_DIRTY_PAGES)) {
+    if (!kvm_slot_is_logged(new) || !kvm_ring_allows_bitmap(vm)) {
         return 0;
     }
     if (old && old->dirty) {
@@ -103,7 +113,7 @@ static int make_bitmap(struct kvm_vm *vm, struct kvm_memslot *new, const struct 
     if (!new->dirty) {
         return -ENOMEM;
     }
-    if (vm->manual_dirty & KVM_DIRTY_LOG_INITIALLY_SET) {
+    if (is_initially_set(vm)) {
         memset((void *)new->dirty, 0xff, new->npages / 64 * 8);
         if (new->npages % 64) {
             new->dirty[new->npages / 64] = (UINT64_C(1) << new->npages % 64) - 1;
@@ -226,7 +236,7 @@ static int slot_set_flags(struct kvm_vm *vm, struct kvm_memslot *old,
         return -ENOMEM;
     }
     publish(vm, old, new);
-    if (is && !was && !(vm->manual_dirty & KVM_DIRTY_LOG_INITIALLY_SET)) {
+    if (is && !was && !is_initially_set(vm)) {
         kvm_mmu_protect_slot(vm, new);
     } else if (was && !is) {
         kvm_mmu_recover_huge(vm, new);

@@ -42,6 +42,10 @@ static int vcpu_init(struct kvm_vcpu *v)
     if (r < 0) {
         return r;
     }
+    r = kvm_ring_init(v);
+    if (r < 0) {
+        return r;
+    }
     v->cpu = cpu_new(v->vm->s->hm, v->vm->peers, v->index);
     if (!v->cpu) {
         return -ENOMEM;
@@ -70,6 +74,7 @@ void kvm_vcpu_free(struct kvm_vcpu *v)
     if (v->run) {
         munmap(v->run, KVM_VCPU_RUN_PAGES * PAGE_SIZE);
     }
+    kvm_ring_fini(v);
     free(v->cpuid);
     pthread_mutex_destroy(&v->lock);
     free(v);

@@ -16,6 +16,7 @@
 #include <stdint.h>
 
 #include "cpu/state.h"
+#include "softkvm/ring.h"
 #include "softkvm/vm.h"
 
 /* Requests: set by anyone with kvm_vcpu_request(), served by the vCPU before its next guest entry. */
@@ -89,6 +90,7 @@ struct kvm_vcpu {
     uint32_t id;    /* APIC id */
     uint32_t index; /* in vm->vcpus[] */
     struct kvm_run *run; /* KVM_VCPU_RUN_PAGES pages */
+    struct kvm_ring ring;  /* entries constant; see ring.h */
     _Atomic uint32_t refs; /* descriptors and mappings; at 0 the reference on the VM goes */
 
     /* any thread */

@@ -60,6 +60,8 @@ struct kvm_vm {
     uint32_t user_msr_mask;          /* KVM_CAP_X86_USER_SPACE_MSR */
     _Atomic(struct kvm_msr_policy *) msr_filter; /* by exchange, read in read sections; null: all allowed */
     bool exception_payload, triple_fault_event;
+    uint32_t ring_bytes;             /* KVM_CAP_DIRTY_LOG_RING; 0: bitmaps. Constant once a vCPU exists */
+    bool ring_with_bitmap;           /* constant once a slot exists */
     uint64_t manual_dirty;           /* KVM_DIRTY_LOG_* of KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 */
 
     pthread_mutex_t slots_lock;
@@ -115,8 +117,8 @@ void kvm_vm_request_all(struct kvm_vm *vm, uint32_t bits);
 
 /* Copy to or from guest memory by guest-physical address, across slots. Writes honour read-only slots
  * and mark the dirty log. Caller: a vCPU in its read section, or a thread with slots_lock.
- * 0, or -EFAULT (some of it may be copied then). vcpu: whose thread, or null. */
+ * 0, or -EFAULT (some of it may be copied then). v: whose thread it is. */
 int kvm_guest_read(struct kvm_vm *vm, gpa_t addr, void *buf, size_t len) must_check;
-int kvm_guest_write(struct kvm_vm *vm, gpa_t addr, const void *buf, size_t len) must_check;
+int kvm_guest_write(struct kvm_vcpu *v, gpa_t addr, const void *buf, size_t len) must_check;
 
 #endif

@@ -8,6 +8,7 @@
 #include "softkvm/dirty.h"
 #include "softkvm/inspect_impl.h"
 #include "softkvm/msr_filter.h"
+#include "softkvm/ring.h"
 #include "softkvm/stats.h"
 #include "softkvm/user.h"
 #include "softkvm/vcpu.h"
@@ -137,6 +138,8 @@ int kvm_vm_ioctl(struct kvm_vm *vm, unsigned long request, void *arg)
         return 0;
     case KVM_SET_BOOT_CPU_ID:
         return set_boot_cpu(vm, number);
+    case KVM_RESET_DIRTY_RINGS:
+        return kvm_ring_reset_all(vm);
     case KVM_X86_SET_MSR_FILTER:
         return kvm_msr_filter_set(vm, arg);
     case KVM_SET_TSC_KHZ:

@@ -56,6 +56,17 @@ void kvm_mmu_zap_mmio(struct kvm_vm *vm)
 {
 }
 
+/* No rings here: ring_test.c has them. */
+bool kvm_ring_push(struct kvm_vcpu *v, const struct kvm_memslot *slot, uint64_t offset)
+{
+    return false;
+}
+
+bool kvm_ring_allows_bitmap(const struct kvm_vm *vm)
+{
+    return true;
+}
+
 void kvm_mmu_protect_slot(struct kvm_vm *vm, struct kvm_memslot *slot)
 {
     assert_non_null(slot->dirty);
@@ -349,11 +360,12 @@ static void bitmap_life(void **state)
 {
     struct kvm_vm *vm = new_vm();
     struct kvm_userspace_memory_region m = {5, KVM_MEM_LOG_DIRTY_PAGES, 0x10000, 70 * 4096, 0x100000};
+    struct kvm_vcpu v = {.vm = vm};
     struct kvm_memslot *s;
 
     assert_int_equal(kvm_slots_set_region(vm, &m), 0);
     s = kvm_slots_find_id(kvm_slots_active(&vm->slots), 0, 5);
-    kvm_slot_mark_dirty(s, gfn(0x10 + 69));
+    kvm_slot_mark_dirty(&v, s, gfn(0x10 + 69));
     m.guest_phys_addr = 0x100000;
     assert_int_equal(kvm_slots_set_region(vm, &m), 0);
     s = kvm_slots_find_id(kvm_slots_active(&vm->slots), 0, 5);
