@@ -63,6 +63,10 @@ struct softkvm_options {
     unsigned max_page_level; /* largest second-stage page: 1 = 4 KiB, 2 = 2 MiB, 3 = 1 GiB; 0 = 3 */
     softkvm_trace_fn *trace; /* may be null; from any thread, with locks held: must not call back */
     void *trace_opaque;
+    /* Guest memory that the process unmaps, protects or truncates under a running vCPU makes KVM_RUN return
+     * -EFAULT. For that the instance has handlers for SIGSEGV and SIGBUS; all other faults go to the handlers that
+     * were there before. true: leave the process's signal handlers alone; then such a fault ends the process. */
+    bool no_fault_guard;
 };
 
 /*

@@ -11,40 +11,14 @@
  *
  * Locks: none; the entry's tag_w is the only field that another processor clears.
  */
-#include "cpu/access.h"
+#include "cpu/access_impl.h"
 
 #include "arch/paging.h"
 #include "arch/regs.h"
 #include "cpu/block.h"
 #include "cpu/exception.h"
 #include "cpu/peers.h"
-#include "cpu/replay.h"
 #include "cpu/system.h"
-#include "cpu/walk.h"
-
-/* Accesses up to 4096 bytes touch at most two pages. */
-#define MAX_PIECES 2
-
-/* One piece of an access, within a page. */
-struct piece {
-    uint64_t la;
-    unsigned off, len; /* in the access's buffer */
-    uint8_t *host;     /* NULL: a device at gpa */
-    const uint8_t *rom; /* host is NULL: where it can still be read, a refused write's page */
-    uint64_t gpa, pfn;
-    bool has_code;
-};
-
-/* An access in flight. */
-struct access {
-    struct cpu *cpu;
-    const struct cpu_op *op;
-    enum cpu_access kind;
-    enum cpu_tlb_set set;
-    uint8_t *buf;
-    unsigned pieces;
-    struct piece piece[MAX_PIECES];
-};
 
 /* The array of the current privilege, also while cpu->tlb is the empty one. */
 static enum cpu_tlb_set set_now(const struct cpu *cpu)
@@ -94,9 +68,9 @@ static struct cpu_tlb_entry *tlb_fill(struct cpu *cpu, const struct cpu_xlate *x
     return e;
 }
 
-/* The second stage refused a piece: say so in cpu->exit, with the access for the hypervisor to emulate. */
-static void exit_second_stage(struct cpu *cpu, const struct cpu_xlate *x, enum cpu_xlate_result res,
-                              const struct access *a, const struct piece *p)
+/* See access_impl.h. */
+void cpu_access_refused(struct cpu *cpu, const struct cpu_xlate *x, enum cpu_xlate_result res, const struct access *a,
+                        const struct piece *p)
 {
     struct cpu_exit *ex = &cpu->exit;
 
@@ -165,7 +139,7 @@ static bool target_find(struct access *a, struct piece *p)
         p->rom = res == CPU_XLATE_VIOLATION ? readable_bytes(cpu, p->la, a->set) : NULL;
         return true;
     }
-    exit_second_stage(cpu, &x, res, a, p);
+    cpu_access_refused(cpu, &x, res, a, p);
     cpu_sync_rip(cpu, a->op);
     return false;
 }
@@ -194,147 +168,6 @@ static bool targets_find(struct access *a, uint64_t la, unsigned len)
     return true;
 }
 
-/* A device access of up to 8 bytes; false: recorded, or to be restarted. */
-static bool device_read(struct access *a, const struct piece *p, unsigned done, unsigned n)
-{
-    struct cpu_xlate x = {.la = p->la + done, .gpa = p->gpa + done, .final = true};
-    struct piece part = {.la = x.la, .off = p->off + done, .len = n};
-
-    switch (cpu_replay_read(a->cpu, a->op, false, x.gpa, a->buf + part.off, n)) {
-    case CPU_REPLAY_DONE:
-        return true;
-    case CPU_REPLAY_NEW:
-        exit_second_stage(a->cpu, &x, CPU_XLATE_MISCONFIG, a, &part);
-        return false;
-    case CPU_REPLAY_RESTART:
-        break;
-    }
-    return false;
-}
-
-static bool device_write(struct access *a, const struct piece *p, unsigned done, unsigned n)
-{
-    struct cpu_xlate x = {.la = p->la + done, .gpa = p->gpa + done, .final = true};
-    struct piece part = {.la = x.la, .off = p->off + done, .len = n};
-
-    switch (cpu_replay_write(a->cpu, a->op, false, x.gpa, a->buf + part.off, n)) {
-    case CPU_REPLAY_DONE:
-        return true;
-    case CPU_REPLAY_NEW:
-        exit_second_stage(a->cpu, &x, CPU_XLATE_MISCONFIG, a, &part);
-        a->cpu->restart_alone = 0;
-        return true;
-    case CPU_REPLAY_RESTART:
-        break;
-    }
-    return false;
-}
-
-/* Reads and writes of the natural sizes are one access each, as other processors must see them. */
-static inline void ram_read(void *dst, const uint8_t *src, unsigned n)
-{
-    uint64_t v;
-
-    switch (n) {
-    case 1:
-        v = cpu_guest_get8(src);
-        break;
-    case 2:
-        v = cpu_guest_get16(src);
-        break;
-    case 4:
-        v = cpu_guest_get32(src);
-        break;
-    case 8:
-        v = cpu_guest_get64(src);
-        break;
-    default:
-        cpu_guest_read(dst, src, n);
-        return;
-    }
-    memcpy(dst, &v, n);
-}
-
-static inline void ram_write(uint8_t *dst, const void *src, unsigned n)
-{
-    uint64_t v = 0;
-
-    if (n <= 8) {
-        memcpy(&v, src, n);
-    }
-    switch (n) {
-    case 1:
-        cpu_guest_put8(dst, (uint8_t)v);
-        break;
-    case 2:
-        cpu_guest_put16(dst, (uint16_t)v);
-        break;
-    case 4:
-        cpu_guest_put32(dst, (uint32_t)v);
-        break;
-    case 8:
-        cpu_guest_put64(dst, v);
-        break;
-    default:
-        cpu_guest_write(dst, src, n);
-    }
-}
-
-static bool pieces_read(struct access *a)
-{
-    for (unsigned i = 0; i < a->pieces; i++) {
-        struct piece *p = &a->piece[i];
-
-        if (likely(p->host || p->rom)) {
-            ram_read(a->buf + p->off, p->host ? p->host : p->rom, p->len);
-            continue;
-        }
-        for (unsigned done = 0; done < p->len; done += 8) {
-            if (!device_read(a, p, done, p->len - done > 8 ? 8 : p->len - done)) {
-                return false;
-            }
-        }
-    }
-    return true;
-}
-
-/* A page that had code when its TLB entry was made: tell the blocks, or make the entry anew. */
-static void code_page_written(struct access *a, const struct piece *p)
-{
-    struct cpu_tlb_entry *e = &a->cpu->mmu->tlb[a->set][cpu_tlb_index(p->la)];
-
-    if (cpu_frame_has_code(a->cpu, p->pfn)) {
-        cpu_code_written(a->cpu, p->pfn, (unsigned)page_offset(p->la), p->len);
-    } else {
-        e->tag_r = 0;
-    }
-}
-
-/* Devices first: they can ask for a restart, and then RAM must not have been written. */
-static bool pieces_write(struct access *a)
-{
-    for (unsigned i = 0; i < a->pieces; i++) {
-        struct piece *p = &a->piece[i];
-
-        for (unsigned done = 0; !p->host && done < p->len; done += 8) {
-            if (!device_write(a, p, done, p->len - done > 8 ? 8 : p->len - done)) {
-                return false;
-            }
-        }
-    }
-    for (unsigned i = 0; i < a->pieces; i++) {
-        struct piece *p = &a->piece[i];
-
-        if (p->host) {
-            ram_write(p->host, a->buf + p->off, p->len);
-            if (unlikely(p->has_code)) {
-                code_page_written(a, p);
-            }
-        }
-    }
-    return true;
-}
-
 /* #AC: only where cpu_mode_changed() sends every access the slow way. */
 static bool is_misaligned(const struct cpu *cpu, uint64_t la, unsigned size)
 {
@@ -347,10 +180,10 @@ static bool access_do(struct access *a, uint64_t la, unsigned len)
     if (!targets_find(a, la, len)) {
         return false;
     }
-    return a->kind == CPU_ACCESS_READ ? pieces_read(a) : pieces_write(a);
+    return a->kind == CPU_ACCESS_READ ? cpu_pieces_read(a) : cpu_pieces_write(a);
 }
 
-static bool access_now(struct access *a, uint64_t la, unsigned len)
+static bool access_checked(struct access *a, uint64_t la, unsigned len)
 {
     if (unlikely(is_misaligned(a->cpu, la, len))) {
         return cpu_raise_code(a->cpu, a->op, X86_VEC_AC, 0);
@@ -359,6 +192,25 @@ static bool access_now(struct access *a, uint64_t la, unsigned len)
         cpu_debug_data(a->cpu, la, len, a->kind == CPU_ACCESS_WRITE);
     }
     return access_do(a, la, len);
+}
+
+static bool access_now(struct access *a, uint64_t la, unsigned len)
+{
+    const struct cpu_op *was = cpu_at_begin(a->cpu, a->op);
+    bool ok = access_checked(a, la, len);
+
+    cpu_at_end(a->cpu, was);
+    return ok;
+}
+
+/* The same as a system access: no alignment checks, no data breakpoints. */
+static bool access_system(struct access *a, uint64_t la, unsigned len)
+{
+    const struct cpu_op *was = cpu_at_begin(a->cpu, a->op);
+    bool ok = access_do(a, la, len);
+
+    cpu_at_end(a->cpu, was);
+    return ok;
 }
 
 static bool load_buf(struct cpu *cpu, const struct cpu_op *op, uint64_t la, void *buf, unsigned len)
@@ -414,42 +266,52 @@ static uint64_t get_sized(const void *p, unsigned size)
 /* Slow halves of the sized accesses; see access.h. */
 struct cpu_word cpu_load_slow(struct cpu *cpu, const struct cpu_op *op, uint64_t la, unsigned size)
 {
+    const struct cpu_op *was = cpu_at_begin(cpu, op);
     const void *p = refill(cpu, la, size, CPU_ACCESS_READ);
-    struct cpu_word w = {0, 0};
+    struct cpu_word w = {0, 1};
 
     if (likely(p)) {
-        return (struct cpu_word){get_sized(p, size), 1};
+        w.v = get_sized(p, size);
+    } else {
+        w.ok = load_buf(cpu, op, la, &w.v, size);
     }
-    w.ok = load_buf(cpu, op, la, &w.v, size);
+    cpu_at_end(cpu, was);
     return w;
 }
 
 struct cpu_word cpu_load_rw_slow(struct cpu *cpu, const struct cpu_op *op, uint64_t la, unsigned size)
 {
     struct access a = {.cpu = cpu, .op = op, .kind = CPU_ACCESS_WRITE, .set = set_now(cpu)};
+    const struct cpu_op *was;
     struct cpu_word w = {0, 0};
 
     if (unlikely(is_misaligned(cpu, la, size))) {
         w.ok = cpu_raise_code(cpu, op, X86_VEC_AC, 0);
         return w;
     }
+    was = cpu_at_begin(cpu, op);
     if (targets_find(&a, la, size)) {
         a.kind = CPU_ACCESS_READ;
         a.buf = (uint8_t *)&w.v;
-        w.ok = pieces_read(&a);
+        w.ok = cpu_pieces_read(&a);
     }
+    cpu_at_end(cpu, was);
     return w;
 }
 
 bool cpu_store_slow(struct cpu *cpu, const struct cpu_op *op, uint64_t la, uint64_t v, unsigned size)
 {
+    const struct cpu_op *was = cpu_at_begin(cpu, op);
     void *p = refill(cpu, la, size, CPU_ACCESS_WRITE);
+    bool ok = true;
 
     if (likely(p)) {
         ram_write(p, &v, size);
-        return true;
+    } else {
+        ok = store_buf(cpu, op, la, &v, size);
     }
-    return store_buf(cpu, op, la, &v, size);
+    cpu_at_end(cpu, was);
+    return ok;
 }
 
 bool cpu_load128_slow(struct cpu *cpu, const struct cpu_op *op, uint64_t la)
@@ -476,21 +338,37 @@ bool cpu_sys_load(struct cpu *cpu, const struct cpu_op *op, uint64_t la, void *b
 {
     struct access a = {.cpu = cpu, .op = op, .kind = CPU_ACCESS_READ, .set = set_implicit(cpu), .buf = buf};
 
-    return access_do(&a, la, len);
+    return access_system(&a, la, len);
 }
 
 bool cpu_sys_store(struct cpu *cpu, const struct cpu_op *op, uint64_t la, const void *buf, unsigned len)
 {
     struct access a = {.cpu = cpu, .op = op, .kind = CPU_ACCESS_WRITE, .set = set_implicit(cpu), .buf = (uint8_t *)buf};
 
-    return access_do(&a, la, len);
+    return access_system(&a, la, len);
+}
+
+/* Write what is there: the host refuses now what it would refuse later (guard.h). */
+static void pieces_touch(const struct access *a)
+{
+    for (unsigned i = 0; i < a->pieces; i++) {
+        if (a->piece[i].host) {
+            __atomic_fetch_or(a->piece[i].host, 0, __ATOMIC_RELAXED);
+        }
+    }
 }
 
 bool cpu_probe_write(struct cpu *cpu, const struct cpu_op *op, uint64_t la, unsigned len)
 {
     struct access a = {.cpu = cpu, .op = op, .kind = CPU_ACCESS_WRITE, .set = set_now(cpu)};
+    const struct cpu_op *was = cpu_at_begin(cpu, op);
+    bool ok = targets_find(&a, la, len);
 
-    return targets_find(&a, la, len);
+    if (ok) {
+        pieces_touch(&a);
+    }
+    cpu_at_end(cpu, was);
+    return ok;
 }
 
 /* Lines of 64 bytes that a range of a page touches, as a mask. */
@@ -506,12 +384,17 @@ bool cpu_host_ptr(struct cpu *cpu, const struct cpu_op *op, uint64_t la, unsigne
 {
     struct access a = {.cpu = cpu, .op = op, .kind = write ? CPU_ACCESS_WRITE : CPU_ACCESS_READ, .set = set_now(cpu)};
     struct piece *piece = &a.piece[0];
+    const struct cpu_op *was;
+    bool ok;
 
     *p = NULL;
     if (unlikely(cpu->tlb == cpu->mmu->tlb[CPU_TLB_NONE]) || len > PAGE_SIZE - page_offset(la)) {
         return true;
     }
-    if (!targets_find(&a, la, len)) {
+    was = cpu_at_begin(cpu, op);
+    ok = targets_find(&a, la, len);
+    cpu_at_end(cpu, was);
+    if (!ok) {
         return false;
     }
     if (write && piece->host && piece->has_code &&
@@ -522,8 +405,14 @@ bool cpu_host_ptr(struct cpu *cpu, const struct cpu_op *op, uint64_t la, unsigne
     return true;
 }
 
-/* See access.h. A page crossing or a device is done under the peers' lock: correct among such accesses, which
- * is all that a split lock on a device or two pages can count on here. */
+static void split_unlock(struct cpu *cpu)
+{
+    cpu->holds_split_lock = 0;
+    pthread_mutex_unlock(&cpu->peers->split_lock);
+}
+
+/* See access.h; the caller has said for whom (guard.h). A page crossing or a device is done under the peers'
+ * lock: correct among such accesses, which is all that a split lock on a device or two pages can count on here. */
 bool cpu_locked_begin(struct cpu *cpu, const struct cpu_op *op, uint64_t la, unsigned size, struct cpu_locked *l)
 {
     struct access a = {.cpu = cpu, .op = op, .kind = CPU_ACCESS_WRITE, .set = set_now(cpu)};
@@ -543,9 +432,11 @@ bool cpu_locked_begin(struct cpu *cpu, const struct cpu_op *op, uint64_t la, uns
     }
     a.kind = CPU_ACCESS_READ;
     a.buf = l->old.u8;
+    pieces_touch(&a);
     pthread_mutex_lock(&cpu->peers->split_lock);
-    if (!pieces_read(&a)) {
-        pthread_mutex_unlock(&cpu->peers->split_lock);
+    cpu->holds_split_lock = 1;
+    if (!cpu_pieces_read(&a)) {
+        split_unlock(cpu);
         return false;
     }
     return true;
@@ -559,7 +450,7 @@ bool cpu_locked_put(struct cpu *cpu, const struct cpu_op *op, struct cpu_locked 
 void cpu_locked_end(struct cpu *cpu, struct cpu_locked *l)
 {
     if (!l->host) {
-        pthread_mutex_unlock(&cpu->peers->split_lock);
+        split_unlock(cpu);
     } else if (l->has_code) {
         cpu_code_written(cpu, l->pfn, (unsigned)page_offset(l->la), l->size);
     }

@@ -11,6 +11,7 @@
 #ifndef STRATA_CPU_ACCESS_H
 #define STRATA_CPU_ACCESS_H
 
+#include "cpu/guard.h"
 #include "cpu/guest_mem.h"
 #include "cpu/op.h"
 #include "cpu/tlb.h"
@@ -79,7 +80,9 @@ bool cpu_store128_slow(struct cpu *cpu, const struct cpu_op *op, uint64_t la) mu
             *v = (uint##bits##_t)w.v;                                                              \
             return w.ok;                                                                           \
         }                                                                                          \
+        CPU_PIN(op);                                                                               \
         *v = cpu_guest_get##bits(p);                                                               \
+        CPU_PIN(op);                                                                               \
         return true;                                                                               \
     }                                                                                              \
     must_check static always_inline bool cpu_store##bits(struct cpu *cpu, const struct cpu_op *op, \
@@ -90,7 +93,9 @@ bool cpu_store128_slow(struct cpu *cpu, const struct cpu_op *op, uint64_t la) mu
         if (unlikely(!p)) {                                                                        \
             return cpu_store_slow(cpu, op, la, v, bits / 8);                                       \
         }                                                                                          \
+        CPU_PIN(op);                                                                               \
         cpu_guest_put##bits(p, v);                                                                 \
+        CPU_PIN(op);                                                                               \
         return true;                                                                               \
     }
 
@@ -111,8 +116,10 @@ must_check static always_inline bool cpu_load128(struct cpu *cpu, const struct c
         *v = cpu->scratch;
         return true;
     }
+    CPU_PIN(op);
     v->u64[0] = cpu_guest_get64(p);
     v->u64[1] = cpu_guest_get64(p + 8);
+    CPU_PIN(op);
     return true;
 }
 
@@ -125,8 +132,10 @@ must_check static always_inline bool cpu_store128(struct cpu *cpu, const struct 
         cpu->scratch = *v;
         return cpu_store128_slow(cpu, op, la);
     }
+    CPU_PIN(op);
     cpu_guest_put64(p, v->u64[0]);
     cpu_guest_put64(p + 8, v->u64[1]);
+    CPU_PIN(op);
     return true;
 }
 
@@ -139,8 +148,8 @@ bool cpu_store_bytes(struct cpu *cpu, const struct cpu_op *op, uint64_t la, cons
 bool cpu_sys_load(struct cpu *cpu, const struct cpu_op *op, uint64_t la, void *buf, unsigned len) must_check;
 bool cpu_sys_store(struct cpu *cpu, const struct cpu_op *op, uint64_t la, const void *buf, unsigned len) must_check;
 
-/* True if a store of len bytes would succeed now (no fault, plain RAM); for instructions that must not
- * fault after their first effect (ENTER, far calls, task switch). Records the fault otherwise. */
+/* True if a store of len bytes would succeed now (no fault, plain RAM, still there on the host); for instructions
+ * that must not fault after their first effect (ENTER, far calls, task switch). Records the fault otherwise. */
 bool cpu_probe_write(struct cpu *cpu, const struct cpu_op *op, uint64_t la, unsigned len) must_check;
 
 /*

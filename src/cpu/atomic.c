@@ -81,14 +81,16 @@ static always_inline uint64_t new_value(enum locked k, uint64_t a, uint64_t b, u
     }
 }
 
-static always_inline struct change change_do(void *p, enum locked k, unsigned size, uint64_t b, unsigned c)
+static always_inline struct change change_do(const struct cpu_op *op, void *p, enum locked k, unsigned size, uint64_t b, unsigned c)
 {
     struct change ch;
 
+    CPU_PIN(op);
     ch.old = guest_get(p, size);
     do {
         ch.new = trunc_to(new_value(k, ch.old, b, c), size);
     } while (unlikely(!exchange(p, size, &ch.old, ch.new)));
+    CPU_PIN(op);
     return ch;
 }
 
@@ -129,8 +131,11 @@ static always_inline void change_flags(struct cpu *cpu, enum locked k, unsigned 
 static always_inline void compare_exchange(struct cpu *cpu, const struct cpu_op *op, unsigned size, void *p)
 {
     uint64_t acc = reg_get(cpu, CPU_RAX, size), old = acc;
-    bool same = exchange(p, size, &old, reg_get(cpu, op->src, size));
+    bool same;
 
+    CPU_PIN(op);
+    same = exchange(p, size, &old, reg_get(cpu, op->src, size));
+    CPU_PIN(op);
     cc_set(cpu, CPU_CC_SUB, size, trunc_to(acc - old, size), old);
     if (!same) {
         reg_set(cpu, CPU_RAX, size, old);
@@ -159,7 +164,7 @@ static always_inline void apply(struct cpu *cpu, const struct cpu_op *op, enum l
         compare_exchange(cpu, op, size, p);
         return;
     }
-    ch = change_do(p, k, size, b, c);
+    ch = change_do(op, p, k, size, b, c);
     change_flags(cpu, k, size, ch, b, c);
     if (k == L_XADD || k == L_XCHG) {
         reg_set(cpu, op->src, size, ch.old);
@@ -182,10 +187,12 @@ static bool apply_slow(struct cpu *cpu, const struct cpu_op *op, uint64_t la, un
 {
     uint64_t regs[CPU_NREGS], dst = cpu->cc_dst, src = cpu->cc_src;
     uint32_t cc = cpu->cc_op;
+    const struct cpu_op *was = cpu_at_begin(cpu, op);
     struct cpu_locked l;
     bool ok = true;
 
     if (!cpu_locked_begin(cpu, op, la, size, &l)) {
+        cpu_at_end(cpu, was);
         return false;
     }
     if (l.host) {
@@ -202,6 +209,7 @@ static bool apply_slow(struct cpu *cpu, const struct cpu_op *op, uint64_t la, un
         cpu->cc_src = src;
         cpu->cc_op = cc;
     }
+    cpu_at_end(cpu, was);
     return ok;
 }
 

@@ -67,6 +67,17 @@ void cpu_block_cache_free(struct cpu_block_cache *bc)
     }
 }
 
+/* See block.h. Blocks begin at multiples of 64 in the arena, their operations right behind the header. In signal
+ * handlers, too. */
+bool cpu_block_owns(const struct cpu *cpu, const struct cpu_op *op)
+{
+    uintptr_t at = (uintptr_t)op - (uintptr_t)cpu->blocks->arena;
+
+    return at < cpu->blocks->used && at >= sizeof(struct cpu_block) &&
+           (at - sizeof(struct cpu_block)) % sizeof(struct cpu_op) == 0 && op->pgoff < PAGE_SIZE &&
+           op->len >= 1 && op->len <= 15 && op->nth != 0;
+}
+
 void cpu_block_flush(struct cpu *cpu)
 {
     struct cpu_block_cache *bc = cpu->blocks;

@@ -91,4 +91,7 @@ static always_inline uint32_t cpu_epoch(const struct cpu *cpu)
     return atomic_load_explicit(&cpu->inbox.epoch, memory_order_relaxed);
 }
 
+/* Is it an operation of a block of this processor's? For pointers that may be anything. */
+bool cpu_block_owns(const struct cpu *cpu, const struct cpu_op *op);
+
 #endif

@@ -11,12 +11,23 @@
 
 #include "arch/regs.h"
 #include "cpu/exception.h"
+#include "cpu/guard.h"
 
 /* Somebody wants the run loop. */
 static bool must_return(const struct cpu *cpu)
 {
     return cpu->alone || atomic_load_explicit(&cpu->inbox.requests, memory_order_relaxed) != 0 ||
            cpu->exit.reason != CPU_EXIT_NONE;
+}
+
+/* The block at linear address la; RIP is whole meanwhile (guard.h). */
+static inline struct cpu_block *find(struct cpu *cpu, uint64_t la)
+{
+    const struct cpu_op *was = cpu_at_begin(cpu, CPU_AT_RIP);
+    struct cpu_block *b = cpu_block_find(cpu, la, cpu->mode);
+
+    cpu_at_end(cpu, was);
+    return b;
 }
 
 /* Find and enter the block at RIP, linear address la. link: where to keep it, or NULL. */
@@ -27,7 +38,7 @@ static inline void enter(struct cpu *cpu, const struct cpu_op *link, uint64_t la
     if (must_return(cpu)) {
         return;
     }
-    b = cpu_block_find(cpu, la, cpu->mode);
+    b = find(cpu, la);
     if (!b) {
         return;
     }
@@ -48,7 +59,7 @@ void cpu_jump_slow(struct cpu *cpu, const struct cpu_op *op)
     if (must_return(cpu)) {
         return;
     }
-    b = cpu_block_find(cpu, rip, cpu->mode);
+    b = find(cpu, rip);
     if (!b) {
         return;
     }

@@ -39,6 +39,7 @@ enum cpu_exit_reason {
     CPU_EXIT_PAUSE,         /* a spin loop: many PAUSEs without progress */
     CPU_EXIT_NPF,           /* ept: AMD's second stage refused, for rights or for reserved bits: error_code tells */
     CPU_EXIT_PML_FULL,      /* the log of modified pages has no room; retry after emptying it */
+    CPU_EXIT_HOST_FAULT,    /* host: guest RAM that the host does not give any more; RIP at the instruction */
     CPU_EXIT_ERROR,         /* `error`: an instruction that the decoder or interpreter cannot do */
 };
 
@@ -94,6 +95,10 @@ struct cpu_exit {
             uint64_t value;
         } xcr;
         uint64_t cr8;
+        struct {
+            hva_t addr;
+            bool is_poison;    /* its memory has failed */
+        } host;
         struct {
             uint8_t bytes[15], len;
             char what[40];

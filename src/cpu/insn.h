@@ -131,6 +131,24 @@ static always_inline void guest_put(void *p, unsigned size, uint64_t v)
     }
 }
 
+/* The same by op's own code (guard.h). */
+static always_inline uint64_t op_get(const struct cpu_op *op, const void *p, unsigned size)
+{
+    uint64_t v;
+
+    CPU_PIN(op);
+    v = guest_get(p, size);
+    CPU_PIN(op);
+    return v;
+}
+
+static always_inline void op_put(const struct cpu_op *op, void *p, unsigned size, uint64_t v)
+{
+    CPU_PIN(op);
+    guest_put(p, size, v);
+    CPU_PIN(op);
+}
+
 /* Load and store at a linear address. Not ok: on a fast path, go over to the slow variant; on the slow one,
  * a fault or exit is recorded. Nothing has been changed. */
 static always_inline struct cpu_word mem_load(struct cpu *cpu, const struct cpu_op *op, enum mem_path path,
@@ -141,7 +159,7 @@ static always_inline struct cpu_word mem_load(struct cpu *cpu, const struct cpu_
     if (unlikely(!p)) {
         return path == MEM_SLOW ? cpu_load_slow(cpu, op, la, size) : (struct cpu_word){0, 0};
     }
-    return (struct cpu_word){guest_get(p, size), 1};
+    return (struct cpu_word){op_get(op, p, size), 1};
 }
 
 static always_inline bool mem_store(struct cpu *cpu, const struct cpu_op *op, enum mem_path path, uint64_t la,
@@ -152,7 +170,7 @@ static always_inline bool mem_store(struct cpu *cpu, const struct cpu_op *op, en
     if (unlikely(!p)) {
         return path == MEM_SLOW && cpu_store_slow(cpu, op, la, v, size);
     }
-    guest_put(p, size, v);
+    op_put(op, p, size, v);
     return true;
 }
 
@@ -174,7 +192,7 @@ static always_inline struct mem_rw mem_load_rw(struct cpu *cpu, const struct cpu
 
         return (struct mem_rw){w.v, NULL, w.ok};
     }
-    return (struct mem_rw){guest_get(p, size), p, 1};
+    return (struct mem_rw){op_get(op, p, size), p, 1};
 }
 
 /* The store that goes with it. p is still good: nothing has run in between. */
@@ -184,7 +202,7 @@ static always_inline bool mem_store_rw(struct cpu *cpu, const struct cpu_op *op,
     if (path == MEM_SLOW && unlikely(!m->p)) {
         return cpu_store_slow(cpu, op, la, v, size);
     }
-    guest_put(m->p, size, v);
+    op_put(op, m->p, size, v);
     return true;
 }
 

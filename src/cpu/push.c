@@ -125,10 +125,11 @@ static void pop_m(struct cpu *cpu, const struct cpu_op *op)
     }
     reg_set(cpu, CPU_RSP, sp_size(cpu), old + op->aux);
     la = cpu_ea_word(cpu, op, op->aux, true);
+    cpu->regs[CPU_RSP] = old; /* until the store is done: it may fault, by the host's hand too (guard.h) */
     if (!la.ok || !cpu_store_slow(cpu, op, la.v, w.v, op->aux)) {
-        cpu->regs[CPU_RSP] = old;
         return;
     }
+    reg_set(cpu, CPU_RSP, sp_size(cpu), old + op->aux);
     cpu_next(cpu, op);
 }
 

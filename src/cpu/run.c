@@ -25,8 +25,7 @@
 #include "cpu/chain.h"
 #include "cpu/exception.h"
 #include "cpu/fpu.h"
-#include "cpu/exception.h"
-#include "cpu/fpu.h"
+#include "cpu/guard.h"
 #include "cpu/peers.h"
 #include "cpu/replay.h"
 #include "cpu/request.h"
@@ -100,17 +99,18 @@ static uint64_t linear_pc(const struct cpu *cpu)
 static void block_run(struct cpu *cpu, struct cpu_block *b)
 {
     cpu->regs[CPU_IP_PAGE] = cpu->rip - b->pgoff;
+    cpu->at_op = NULL;
 #ifdef STRATA_TAIL_CALLS
     b->ops[0].fn(cpu, b->ops);
 #else
-    const struct cpu_op *op;
-
     cpu->next_op = b->ops;
-    while ((op = cpu->next_op) != NULL) {
+    while (cpu->next_op) {
+        cpu->running_op = cpu->next_op;
         cpu->next_op = NULL;
-        op->fn(cpu, op);
+        cpu->running_op->fn(cpu, cpu->running_op);
     }
 #endif
+    cpu->at_op = CPU_AT_RIP;
 }
 
 static void blocks_run(struct cpu *cpu)
@@ -141,14 +141,31 @@ static void step_done(struct cpu *cpu, bool traced, bool tf)
     }
 }
 
+/* What follows an instruction run alone, whatever became of it. */
+static void alone_end(struct cpu *cpu)
+{
+    cpu->alone = 0;
+    cpu->jump_cache = cpu->jump_cache_own;
+    if (!cpu->restart_alone) {
+        cpu_replay_reset(cpu);
+    }
+    if (cpu->icount == cpu->alone_from.icount) {
+        cpu->interrupt_shadow = cpu->alone_from.shadow;
+    } else if (!cpu->restart_alone) {
+        step_done(cpu, cpu->alone_from.traced, cpu->alone_from.tf);
+    }
+}
+
 /* One instruction, alone. */
 static void step(struct cpu *cpu)
 {
-    bool tf = (cpu->rflags_rest & X86_TF) != 0, traced = (cpu->mode & CPU_MODE_TF) != 0;
-    uint8_t shadow = cpu->interrupt_shadow;
-    uint64_t before = cpu->icount;
+    bool traced = (cpu->mode & CPU_MODE_TF) != 0;
     struct cpu_block *b;
 
+    cpu->alone_from.tf = (cpu->rflags_rest & X86_TF) != 0;
+    cpu->alone_from.traced = traced;
+    cpu->alone_from.shadow = cpu->interrupt_shadow;
+    cpu->alone_from.icount = cpu->icount;
     if (traced && !cpu->replay.count && !cpu_debug_before(cpu)) {
         return;
     }
@@ -163,16 +180,7 @@ static void step(struct cpu *cpu)
     } else if (cpu->replay.count) {
         cpu->restart_alone = 1;
     }
-    cpu->alone = 0;
-    cpu->jump_cache = cpu->jump_cache_own;
-    if (!cpu->restart_alone) {
-        cpu_replay_reset(cpu);
-    }
-    if (cpu->icount == before) {
-        cpu->interrupt_shadow = shadow;
-    } else if (!cpu->restart_alone) {
-        step_done(cpu, traced, tf);
-    }
+    alone_end(cpu);
 }
 
 /* A fault becomes the event to deliver; an injected one that has not been begun waits. */
@@ -240,6 +248,24 @@ static void guest_run(struct cpu *cpu)
     }
 }
 
+/* guest_run() with host faults as exits. */
+static __attribute__((noinline)) void guest_run_guarded(struct cpu *cpu)
+{
+    struct cpu_guard g;
+
+    cpu_guard_init(&g, cpu);
+    if (base_guard_set(&g.base)) {
+        cpu_guard_recover(&g);
+        if (g.cpu->alone) {
+            alone_end(g.cpu);
+        }
+        return;
+    }
+    base_guard_enter(&g.base);
+    guest_run(cpu);
+    base_guard_leave(&g.base);
+}
+
 /* See run.h. */
 enum cpu_exit_reason cpu_resume(struct cpu *cpu)
 {
@@ -248,8 +274,13 @@ enum cpu_exit_reason cpu_resume(struct cpu *cpu)
     atomic_store(&cpu->inbox.in_guest, 1);
     cpu->exit.reason = CPU_EXIT_NONE;
     cpu->pause_count = 0;
+    cpu->at_op = CPU_AT_RIP;
     cpu_fpu_enter(cpu, &host);
-    guest_run(cpu);
+    if (cpu->host_ram) {
+        guest_run_guarded(cpu);
+    } else {
+        guest_run(cpu);
+    }
     cpu_fpu_leave(cpu, &host);
     atomic_store_explicit(&cpu->inbox.in_guest, 0, memory_order_release);
     cpu->counters.exits[cpu->exit.reason]++;
@@ -262,6 +293,26 @@ enum cpu_exit_reason cpu_run(struct cpu *cpu)
 {
     cpu_epoch_change(cpu);
     return cpu_resume(cpu);
+}
+
+/* A walk outside of cpu_run(). Tables on memory that the host does not give: a fault. */
+static enum cpu_xlate_result walk_guarded(struct cpu *cpu, struct cpu_xlate *x)
+{
+    enum cpu_xlate_result res = CPU_XLATE_FAULT;
+    struct cpu_guard g;
+
+    if (!cpu->host_ram) {
+        return cpu_guest_walk(cpu, x);
+    }
+    cpu->at_op = CPU_AT_RIP;
+    cpu_guard_init(&g, cpu);
+    if (!base_guard_set(&g.base)) {
+        base_guard_enter(&g.base);
+        res = cpu_guest_walk(cpu, x);
+        base_guard_leave(&g.base);
+        return res;
+    }
+    return CPU_XLATE_FAULT;
 }
 
 /* See run.h. Walks the tables without touching accessed bits or caches. */
@@ -277,7 +328,7 @@ int cpu_translate(struct cpu *cpu, gva_t va, uint32_t access, gpa_t *out)
     } else if (access & X86_PFEC_F) {
         x.access = CPU_ACCESS_FETCH;
     }
-    if (cpu_guest_walk(cpu, &x) != CPU_XLATE_OK) {
+    if (walk_guarded(cpu, &x) != CPU_XLATE_OK) {
         return -EFAULT;
     }
     *out = gpa(x.gpa);

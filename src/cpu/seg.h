@@ -117,11 +117,14 @@ must_check static always_inline bool cpu_sys_get(struct cpu *cpu, const struct c
     unsigned set = cpu->cr4 & X86_CR4_SMAP ? CPU_TLB_SUPER : CPU_TLB_SUPER_AC;
     const struct cpu_tlb_entry *e = &cpu->mmu->tlb[set][cpu_tlb_index(la)];
     uint64_t tag = ((la + len - 1) & PAGE_MASK) | cpu->tlb_gen[la >> 63];
+    const struct cpu_op *was;
 
     if (unlikely(e->tag_r != tag)) {
         return cpu_sys_load(cpu, op, la, buf, len);
     }
+    was = cpu_at_begin(cpu, op);
     cpu_guest_read(buf, (const void *)(uintptr_t)(la + e->addend), len);
+    cpu_at_end(cpu, was);
     return true;
 }
 

@@ -180,10 +180,14 @@ static always_inline void cpu_simd_mem_body(struct cpu *cpu, const struct cpu_op
         return;
     }
     if (far) {
+        CPU_PIN(op);
         cpu->scratch = cpu_simd_get(p, size);
+        CPU_PIN(op);
         k(&cpu->xmm[op->dst], &cpu->scratch, (unsigned)op->imm & 0xff);
     } else {
+        CPU_PIN(op);
         v = cpu_simd_get(p, size);
+        CPU_PIN(op);
         k(&cpu->xmm[op->dst], &v, (unsigned)op->imm & 0xff);
     }
     cpu_next(cpu, op);

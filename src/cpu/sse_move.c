@@ -41,7 +41,9 @@ static always_inline void load_body(struct cpu *cpu, const struct cpu_op *op, en
         slow(cpu, op);
         return;
     }
+    CPU_PIN(op);
     cpu->xmm[op->dst] = cpu_simd_get(p, size);
+    CPU_PIN(op);
     cpu_next(cpu, op);
 }
 
@@ -70,7 +72,9 @@ static always_inline void store_body(struct cpu *cpu, const struct cpu_op *op, e
         slow(cpu, op);
         return;
     }
+    CPU_PIN(op);
     cpu_simd_put(p, v);
+    CPU_PIN(op);
     cpu_next(cpu, op);
 }
 

@@ -104,6 +104,12 @@ struct cpu_inbox {
 /* Entries of a page-modification log. */
 #define CPU_PML_ENTRIES 512u
 
+/* All host addresses that were ever guest RAM lie in [start, end). Written by the hypervisor, growing only; read by
+ * the handler of host faults (guard.h). */
+struct cpu_host_ram {
+    _Atomic uint64_t start, end;
+};
+
 struct cpu {
     /* Hot: the operations' own. */
     uint64_t regs[CPU_NREGS];
@@ -120,6 +126,8 @@ struct cpu {
     uint32_t cpl;
     uint64_t icount;         /* instructions retired */
     struct cpu_inbox inbox;
+    const struct cpu_op *at_op;   /* whom a host fault would interrupt, guard.h */
+    const struct cpu_op *running_op;
     const struct cpu_op *next_op; /* builds without tail calls: what cpu_next() asks the run loop for */
     union cpu_xmm scratch;   /* slow memory paths hand 16-byte values over here */
 
@@ -170,6 +178,17 @@ struct cpu {
     uint8_t npt_levels;          /* 4 or 5: the second stage has AMD's format; 0: Intel's */
     unsigned maxphyaddr;         /* guest-physical width, bits */
     struct cpu_mmu *mmu;         /* TLB and translation caches, tlb.h */
+    const struct cpu_host_ram *host_ram; /* where faults are the guest RAM's, guard.h; NULL: nowhere. Borrowed */
+    uint8_t holds_split_lock;
+    struct {
+        uint64_t dst, src;
+        uint32_t op;
+        uint8_t valid;
+    } cc_before;                 /* flags before a repeated instruction: a fault in its middle gives them back */
+    struct {
+        uint64_t icount;
+        uint8_t tf, traced, shadow;
+    } alone_from;                /* what was so before the instruction that runs alone */
     uint32_t pkru;
     uint32_t features;           /* CPU_FEAT_*: what CPUID grants, where behaviour depends on it */
     unsigned index;              /* of this processor in its VM; small, unique */

@@ -452,11 +452,37 @@ static void nothing_to_do(struct cpu *cpu, const struct cpu_op *op, run_fn *run)
     }
 }
 
-/* Flags before the instruction: a fault in the middle of a comparison gives them back. */
-struct flags_before {
-    uint64_t dst, src;
-    uint32_t op;
-};
+/* The elements. */
+static bool repeat_from(struct cpu *cpu, const struct cpu_op *op, one_fn *one, run_fn *run, struct run *r)
+{
+    bool single = cpu->mode & CPU_MODE_TF;
+    int n;
+
+    if (unlikely(r->left == 0)) {
+        nothing_to_do(cpu, op, run);
+    }
+    while (r->left > 0) {
+        n = single ? 0 : run(cpu, op, r);
+        if (n == 0) {
+            n = repeat_one(cpu, op, one, r);
+        }
+        if (n < 0) {
+            cpu_flags_restore(cpu);
+            return false;
+        }
+        r->left -= (unsigned)n;
+        cpu_str_add(cpu, op, CPU_RCX, -(int64_t)n);
+        if (r->stop) {
+            return true;
+        }
+        if (r->left > 0 && unlikely(single || cpu_must_leave(cpu))) {
+            cpu_sync_rip(cpu, op);
+            cpu->icount += single; /* each element is traced as an instruction of its own */
+            return false;
+        }
+    }
+    return true;
+}
 
 /*
  * The repetition. True: the instruction is done, the next one may follow. False: RIP is synchronised.
@@ -465,36 +491,14 @@ struct flags_before {
 static __attribute__((noinline)) bool repeat(struct cpu *cpu, const struct cpu_op *op, one_fn *one, run_fn *run)
 {
     struct run r = {.left = cpu->regs[CPU_RCX] & cpu_str_mask(op)};
-    struct flags_before before = {cpu->cc_dst, cpu->cc_src, cpu->cc_op};
-    bool single = cpu->mode & CPU_MODE_TF;
-    int n;
+    const struct cpu_op *was = cpu_at_begin(cpu, op);
+    bool done;
 
-    if (unlikely(r.left == 0)) {
-        nothing_to_do(cpu, op, run);
-    }
-    while (r.left > 0) {
-        n = single ? 0 : run(cpu, op, &r);
-        if (n == 0) {
-            n = repeat_one(cpu, op, one, &r);
-        }
-        if (n < 0) {
-            cpu->cc_dst = before.dst;
-            cpu->cc_src = before.src;
-            cpu->cc_op = before.op;
-            return false;
-        }
-        r.left -= (unsigned)n;
-        cpu_str_add(cpu, op, CPU_RCX, -(int64_t)n);
-        if (r.stop) {
-            return true;
-        }
-        if (r.left > 0 && unlikely(single || cpu_must_leave(cpu))) {
-            cpu_sync_rip(cpu, op);
-            cpu->icount += single; /* each element is traced as an instruction of its own */
-            return false;
-        }
-    }
-    return true;
+    cpu_flags_save(cpu);
+    done = repeat_from(cpu, op, one, run, &r);
+    cpu->cc_before.valid = 0;
+    cpu_at_end(cpu, was);
+    return done;
 }
 
 static __attribute__((noinline)) bool single(struct cpu *cpu, const struct cpu_op *op, one_fn *one)

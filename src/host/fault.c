@@ -495,6 +495,7 @@ int host_handle_mm_fault(struct host_mm *mm, hva_t addr, unsigned flags)
 {
     struct fault f = {.mm = mm, .addr = addr.v & PAGE_MASK, .flags = flags};
     unsigned tries = 0;
+    bool rechecked = false;
     int err = addr.v >= host_mm_limit(mm) ? -EFAULT : 0;
 
     host_mm_count(mm, HOST_MM_faults, 1);
@@ -513,6 +514,13 @@ int host_handle_mm_fault(struct host_mm *mm, hva_t addr, unsigned flags)
         } else if (err == -ESPIPE) {
             err = host_mm_file_grew(mm, f.addr) ? 0 : -EFAULT;
             host_mm_count(mm, HOST_MM_past_end, err != 0);
+        } else if (err == -EFAULT && !rechecked) {
+            /* What is known may be old: rights are given back without a word as they are taken. */
+            rechecked = true;
+            err = host_mm_recheck(mm, hva(f.addr), hva(f.addr + PAGE_SIZE)) > 0 ? 0 : -EFAULT;
+            if (err) {
+                break;
+            }
         } else if (err == -ENOMEM && tries++ < RECLAIM_TRIES &&
                    host_mm_reclaim(mm, RECLAIM_BATCH)) {
             err = 0;

@@ -11,6 +11,7 @@
 #include <time.h>
 #include <x86intrin.h>
 
+#include "base/guard.h"
 #include "softkvm/stats.h"
 #include "softkvm/vcpu.h"
 #include "softkvm/vm.h"
@@ -154,6 +155,7 @@ struct softkvm *softkvm_new(const struct softkvm_options *options, char *err, si
     pthread_mutex_init(&s->lock, NULL);
     list_init(&s->mappings);
     s->tsc_khz = measure_tsc_khz();
+    s->guarded = !o.no_fault_guard && base_guard_install() == 0;
     if (o.trace) {
         s->trace = (struct base_trace){trace_sink, s};
     }
@@ -194,6 +196,9 @@ void softkvm_free(struct softkvm *s)
     host_memory_free(s->hm);
     for (uint32_t c = 0; c < atomic_load(&s->nr_chunks); c++) {
         free(atomic_load(&s->chunks[c]));
+    }
+    if (s->guarded) {
+        base_guard_uninstall();
     }
     pthread_mutex_destroy(&s->lock);
     free(s);

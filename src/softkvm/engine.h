@@ -60,6 +60,7 @@ struct softkvm {
     uint32_t tsc_khz;         /* of the host's counter, measured */
     unsigned max_page_level;  /* 1..3 */
     struct base_trace trace;
+    bool guarded;             /* a user of base/guard.h's handlers */
     _Atomic uint32_t next_vm; /* names VMs in the log */
 
     pthread_mutex_t lock;

@@ -455,6 +455,7 @@ static int (*const handlers[])(struct kvm_vcpu *v) = {
     [CPU_EXIT_CR8] = handle_cr8,
     [CPU_EXIT_XSETBV] = handle_xsetbv,
     [CPU_EXIT_PAUSE] = handle_kick,
+    [CPU_EXIT_HOST_FAULT] = kvm_exit_host_fault,
     [CPU_EXIT_ERROR] = kvm_exit_internal_error,
 };
 

@@ -18,6 +18,9 @@ int kvm_exit_handle(struct kvm_vcpu *v, enum cpu_exit_reason reason);
  * of the same access. KVM_GO_ON or KVM_LEAVE. */
 int kvm_exit_complete(struct kvm_vcpu *v);
 
+/* host_fault.c: guest RAM that the host does not give any more. */
+int kvm_exit_host_fault(struct kvm_vcpu *v);
+
 /* Fill run for KVM_EXIT_INTERNAL_ERROR about the instruction in cpu->exit.error. */
 int kvm_exit_internal_error(struct kvm_vcpu *v);
 

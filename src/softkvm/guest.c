@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/guard.h"
 #include "softkvm/user.h"
 #include "softkvm/vcpu.h"
 
@@ -29,8 +30,13 @@ static char *locate(struct kvm_vm *vm, gpa_t addr, size_t len, struct kvm_memslo
 static int copy_out(char *dst, const char *src, size_t n)
 {
     if (n == 8 && !((uintptr_t)src & 7)) {
-        uint64_t v = __atomic_load_n((const uint64_t *)(const void *)src, __ATOMIC_RELAXED);
+        uint64_t v = 0;
 
+        if (!base_guard_is_on()) {
+            v = __atomic_load_n((const uint64_t *)(const void *)src, __ATOMIC_RELAXED);
+        } else if (!base_guard_load64(src, &v)) {
+            return -EFAULT;
+        }
         memcpy(dst, &v, 8);
         return 0;
     }
@@ -44,6 +50,9 @@ static int copy_in(char *dst, const char *src, size_t n)
         uint32_t v;
 
         memcpy(&v, src, 4);
+        if (base_guard_is_on()) {
+            return base_guard_store32(dst, v) ? 0 : -EFAULT;
+        }
         __atomic_store_n((uint32_t *)(void *)dst, v, __ATOMIC_RELEASE);
         return 0;
     }
@@ -51,6 +60,9 @@ static int copy_in(char *dst, const char *src, size_t n)
         uint64_t v;
 
         memcpy(&v, src, 8);
+        if (base_guard_is_on()) {
+            return base_guard_store64(dst, v) ? 0 : -EFAULT;
+        }
         __atomic_store_n((uint64_t *)(void *)dst, v, __ATOMIC_RELEASE);
         return 0;
     }

@@ -13,6 +13,7 @@
  * read section, so the slot stays. Leaves out: prefetch of neighbours, access tracking without A bits.
  */
 #include <errno.h>
+#include <sched.h>
 
 #include "host/buddy.h"
 #include "softkvm/mmu_entry.h"
@@ -211,7 +212,14 @@ static enum kvm_fault_result find_page(struct kvm_fault *f)
 
     f->inv_seq = atomic_load(&f->vm->mmu.inv_seq);
     r = host_gup(f->vm->s->mm, f->hva, is_write(f) ? HOST_FAULT_WRITE : 0, &f->page);
-    if (r == -EAGAIN) {
+    if (r == -EFAULT && host_follow_pfn(f->vm->s->mm, f->hva, is_write(f) ? HOST_FAULT_WRITE : 0,
+                                        &f->page) == 0) {
+        r = 0; /* device memory: a frame that is named but not counted */
+    }
+    if (r == -EBUSY) {
+        sched_yield(); /* a userfault: until its handler has answered, or this vCPU is wanted elsewhere */
+    }
+    if (r == -EAGAIN || r == -EBUSY) {
         return KVM_FAULT_RETRY;
     }
     f->error = r;

@@ -195,6 +195,7 @@ static int slot_create(struct kvm_vm *vm, const struct kvm_userspace_memory_regi
     }
     vm->slots.total_pages += new->npages;
     vm->slots.count++;
+    kvm_host_ram_note(vm, new->hva, new->npages << PAGE_SHIFT);
     publish(vm, NULL, new);
     return 0;
 }

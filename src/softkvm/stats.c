@@ -70,6 +70,7 @@ static const struct source vcpu_sources[] = {
     V("pf_mapped_2m", mapped[2]),
     V("pf_mapped_1g", mapped[3]),
     V("mmio_stale", mmio_stale),
+    V("host_faults", host_faults),
     X("exit_kick", CPU_EXIT_KICK),
     X("exit_hlt", CPU_EXIT_HLT),
     X("exit_io", CPU_EXIT_IO),
@@ -87,6 +88,7 @@ static const struct source vcpu_sources[] = {
     X("exit_cr8", CPU_EXIT_CR8),
     X("exit_xsetbv", CPU_EXIT_XSETBV),
     X("exit_pause", CPU_EXIT_PAUSE),
+    X("exit_host_fault", CPU_EXIT_HOST_FAULT),
     X("exit_error", CPU_EXIT_ERROR),
 };
 

@@ -7,6 +7,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "base/guard.h"
+
 /* Never a mapping of a program's: answered without asking. */
 #define LOWEST_ADDRESS 4096
 
@@ -17,7 +19,7 @@ static bool is_plausible(const void *p, size_t len)
     return a >= LOWEST_ADDRESS && a + len >= a && a + len <= UINT64_C(0x7ffffffff000);
 }
 
-/* Big copies (bitmaps) go faster in user space, once the kernel has said that every page is there. */
+/* Without guarded accesses (base/guard.h) the kernel copies. Big copies (bitmaps) go faster in user space, once the kernel has said that every page is there. */
 #define BIG_COPY 4096
 
 static bool is_populated(const void *p, size_t len, int advice)
@@ -37,6 +39,9 @@ int kvm_user_read(void *dst, const void *user_src, size_t len)
     }
     if (!is_plausible(user_src, len)) {
         return -EFAULT;
+    }
+    if (base_guard_is_on()) {
+        return base_guard_copy(dst, user_src, len) ? 0 : -EFAULT;
     }
     if (is_populated(user_src, len, MADV_POPULATE_READ)) {
         memcpy(dst, user_src, len);
@@ -60,6 +65,9 @@ int kvm_user_write(void *user_dst, const void *src, size_t len)
     }
     if (!is_plausible(user_dst, len)) {
         return -EFAULT;
+    }
+    if (base_guard_is_on()) {
+        return base_guard_copy(user_dst, src, len) ? 0 : -EFAULT;
     }
     if (is_populated(user_dst, len, MADV_POPULATE_WRITE)) {
         memcpy(user_dst, src, len);

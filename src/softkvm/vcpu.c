@@ -12,6 +12,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/guard.h"
 #include "cpu/regs.h"
 #include "cpu/run.h"
 #include "softkvm/cpuid.h"
@@ -51,6 +52,10 @@ static int vcpu_init(struct kvm_vcpu *v)
         return -ENOMEM;
     }
     v->cpu->maxphyaddr = KVM_GUEST_PHYS_BITS;
+    if (v->vm->s->guarded) {
+        v->cpu->host_ram = &v->vm->host_ram;
+        base_guard_refresh(); /* the program may have set its handlers since */
+    }
     v->cpu->tsc_offset = v->vm->tsc_offset;
     v->cpu->tsc_ratio = UINT64_C(1) << 32;
     v->tsc_khz = v->vm->tsc_khz;

@@ -55,6 +55,7 @@ struct kvm_vcpu_counters {
     uint64_t faults, faults_fixed, faults_spurious, faults_fast, faults_retry, faults_mmio, faults_ro, faults_error;
     uint64_t mapped[4]; /* leaves by level; [0] = MMIO entries */
     uint64_t mmio_stale;
+    uint64_t host_faults; /* guest RAM gone under the guest */
 };
 
 #define KVM_COUNT_ADD(p, n) __atomic_store_n(p, __atomic_load_n(p, __ATOMIC_RELAXED) + (n), __ATOMIC_RELAXED)
@@ -109,6 +110,8 @@ struct kvm_vcpu {
     struct kvm_pvclock *pvclock;
     uint64_t apic_base;             /* IA32_APIC_BASE; the chips' when lapic is not null */
     struct kvm_pending pending;
+    uint64_t host_fault_page;       /* the last one that was found gone, and how often in a row */
+    unsigned host_fault_tries;
     struct kvm_cpuid_entry2 *cpuid;
     uint32_t nr_cpuid;
     bool has_run;

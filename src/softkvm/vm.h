@@ -20,6 +20,7 @@
 #include <stdint.h>
 
 #include "base/compiler.h"
+#include "cpu/state.h"
 #include "softkvm/engine.h"
 #include "softkvm/irq.h"
 #include "softkvm/mmu.h"
@@ -63,6 +64,8 @@ struct kvm_vm {
     uint32_t ring_bytes;             /* KVM_CAP_DIRTY_LOG_RING; 0: bitmaps. Constant once a vCPU exists */
     bool ring_with_bitmap;           /* constant once a slot exists */
     uint64_t manual_dirty;           /* KVM_DIRTY_LOG_* of KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 */
+
+    struct cpu_host_ram host_ram;    /* written under slots_lock, read anywhere */
 
     pthread_mutex_t slots_lock;
     struct kvm_slot_space slots;     /* see slot.h for who may read what */
@@ -120,5 +123,8 @@ void kvm_vm_request_all(struct kvm_vm *vm, uint32_t bits);
  * 0, or -EFAULT (some of it may be copied then). v: whose thread it is. */
 int kvm_guest_read(struct kvm_vm *vm, gpa_t addr, void *buf, size_t len) must_check;
 int kvm_guest_write(struct kvm_vcpu *v, gpa_t addr, const void *buf, size_t len) must_check;
+
+/* host_fault.c: a slot's memory is guest RAM. Lock: slots_lock. */
+void kvm_host_ram_note(struct kvm_vm *vm, uint64_t hva_start, uint64_t bytes);
 
 #endif

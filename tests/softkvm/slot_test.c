@@ -40,6 +40,10 @@ void kvm_readers_wait(struct kvm_vm *vm)
 {
 }
 
+void kvm_host_ram_note(struct kvm_vm *vm, uint64_t hva_start, uint64_t bytes)
+{
+}
+
 void kvm_mmu_zap_range(struct kvm_vm *vm, gfn_t first, uint64_t npages)
 {
     const struct kvm_memslot *s = kvm_slots_find(kvm_slots_active(&vm->slots), first);
