@@ -18,6 +18,7 @@
 #include "cpu/block.h"
 #include "cpu/exception.h"
 #include "cpu/peers.h"
+#include "cpu/shadow.h"
 #include "cpu/system.h"
 
 /* The array of the current privilege, also while cpu->tlb is the empty one. */
@@ -125,11 +126,14 @@ static bool target_find(struct access *a, struct piece *p)
         p->has_code = (e->info & CPU_TLBI_CODE_W) != 0;
         return true;
     }
-    if (res == CPU_XLATE_FAULT) {
-        return cpu_raise_pf(cpu, a->op, p->la, x.error_code);
-    }
     if (res == CPU_XLATE_CANONICAL) {
         return raise_noncanonical(cpu, a->op);
+    }
+    if (unlikely(cpu->shadow.on)) {
+        return cpu_piece_shadow(a, p, &x, res);
+    }
+    if (res == CPU_XLATE_FAULT) {
+        return cpu_raise_pf(cpu, a->op, p->la, x.error_code);
     }
     if (x.final && (res == CPU_XLATE_MISCONFIG ||
                     (res == CPU_XLATE_VIOLATION && a->kind == CPU_ACCESS_WRITE &&
@@ -397,6 +401,9 @@ bool cpu_host_ptr(struct cpu *cpu, const struct cpu_op *op, uint64_t la, unsigne
     if (!ok) {
         return false;
     }
+    if (piece->granted) {
+        return true;
+    }
     if (write && piece->host && piece->has_code &&
         (atomic_load(&cpu->peers->code_lines[piece->pfn]) & lines_of((unsigned)page_offset(la), len))) {
         return true;
@@ -424,7 +431,12 @@ bool cpu_locked_begin(struct cpu *cpu, const struct cpu_op *op, uint64_t la, uns
     if (!targets_find(&a, la, size)) {
         return false;
     }
+    if (unlikely(a.piece[0].granted || (a.pieces > 1 && a.piece[1].granted)) && !cpu_shadow_may_write(cpu, op)) {
+        return false;
+    }
     if (likely(a.pieces == 1 && a.piece[0].host)) {
+        l->granted = a.piece[0].granted;
+        l->gpa = a.piece[0].gpa;
         l->host = a.piece[0].host;
         l->pfn = a.piece[0].pfn;
         l->has_code = a.piece[0].has_code;
@@ -453,5 +465,8 @@ void cpu_locked_end(struct cpu *cpu, struct cpu_locked *l)
         split_unlock(cpu);
     } else if (l->has_code) {
         cpu_code_written(cpu, l->pfn, (unsigned)page_offset(l->la), l->size);
+    }
+    if (unlikely(l->granted)) {
+        cpu_shadow_wrote(cpu, l->gpa, l->size);
     }
 }

@@ -172,7 +172,8 @@ struct cpu_locked {
     union cpu_xmm old;
     uint64_t la;
     unsigned size;
-    bool has_code;
+    bool has_code, granted;
+    uint64_t gpa; /* granted: by the hypervisor's leave, who must hear of the write (shadow.h) */
 };
 
 bool cpu_locked_begin(struct cpu *cpu, const struct cpu_op *op, uint64_t la, unsigned size,

@@ -19,6 +19,7 @@ struct piece {
     const uint8_t *rom; /* host is NULL: where it can still be read, a refused write's page */
     uint64_t gpa, pfn;
     bool has_code;
+    bool granted;      /* shadow tables: written by leave of the hypervisor, who must hear of it */
 };
 
 /* An access in flight. */
@@ -85,6 +86,9 @@ static inline void ram_write(uint8_t *dst, const void *src, unsigned n)
 /* Move the bytes of an access whose targets are found. False: recorded, or to be restarted. */
 bool cpu_pieces_read(struct access *a) must_check;
 bool cpu_pieces_write(struct access *a) must_check;
+
+/* The shadow tables refuse a piece: by grant, or an exit (false); access_pieces.c. */
+bool cpu_piece_shadow(struct access *a, struct piece *p, const struct cpu_xlate *x, enum cpu_xlate_result res) must_check;
 
 /* The second stage refused a piece: say so in cpu->exit, with the access for the hypervisor to emulate. */
 void cpu_access_refused(struct cpu *cpu, const struct cpu_xlate *x, enum cpu_xlate_result res, const struct access *a,

@@ -9,6 +9,8 @@
 #include "cpu/block.h"
 #include "cpu/peers.h"
 #include "cpu/replay.h"
+#include "cpu/shadow.h"
+#include "host/frame.h"
 
 /* A device access of up to 8 bytes; false: recorded, or to be restarted. */
 static bool device_read(struct access *a, const struct piece *p, unsigned done, unsigned n)
@@ -76,9 +78,41 @@ static void code_page_written(struct access *a, const struct piece *p)
     }
 }
 
+/* The shadow tables refuse a piece: by grant, or an exit (false). */
+bool cpu_piece_shadow(struct access *a, struct piece *p, const struct cpu_xlate *x,
+                      enum cpu_xlate_result res)
+{
+    struct cpu *cpu = a->cpu;
+    const struct cpu_grant *g = cpu_shadow_find_grant(cpu, a->op, p->la, a->set == CPU_TLB_USER);
+    struct host_frame *frame = g && g->pfn ? host_frame_at(cpu->mem, pfn(g->pfn)) : NULL;
+    uint8_t *data = frame ? host_frame_data(frame) : NULL;
+
+    if (!g || (!data && !g->device)) {
+        cpu_shadow_refused(cpu, a->op, x, res == CPU_XLATE_FAULT);
+        cpu_sync_rip(cpu, a->op);
+        return false;
+    }
+    p->gpa = g->gpa + page_offset(p->la);
+    if (g->device) {
+        p->host = NULL;
+        p->rom = data ? data + page_offset(p->la) : NULL;
+        return true;
+    }
+    p->host = data + page_offset(p->la);
+    p->pfn = g->pfn;
+    p->granted = a->kind == CPU_ACCESS_WRITE;
+    p->has_code = cpu_frame_has_code(cpu, g->pfn);
+    return true;
+}
+
 /* Devices first: they can ask for a restart, and then RAM must not have been written. */
 bool cpu_pieces_write(struct access *a)
 {
+    bool granted = a->piece[0].granted || (a->pieces > 1 && a->piece[1].granted);
+
+    if (unlikely(granted) && !cpu_shadow_may_write(a->cpu, a->op)) {
+        return false;
+    }
     for (unsigned i = 0; i < a->pieces; i++) {
         struct piece *p = &a->piece[i];
 
@@ -95,6 +129,9 @@ bool cpu_pieces_write(struct access *a)
             ram_write(p->host, a->buf + p->off, p->len);
             if (unlikely(p->has_code)) {
                 code_page_written(a, p);
+            }
+            if (unlikely(p->granted)) {
+                cpu_shadow_wrote(a->cpu, p->gpa, p->len);
             }
         }
     }

@@ -16,6 +16,7 @@
 #include "cpu/opnd.h"
 #include "cpu/seg.h"
 #include "cpu/seg_emit.h"
+#include "cpu/shadow.h"
 #include "cpu/system.h"
 #include "cpu/tlb.h"
 #include "cpu/walk.h"
@@ -112,6 +113,9 @@ bool cpu_write_cr0(struct cpu *cpu, const struct cpu_op *op, uint64_t v)
     cpu->efer = efer;
     if (changed & (X86_CR0_PG | X86_CR0_WP | X86_CR0_PE)) {
         cpu_tlb_flush_guest(cpu);
+        if (cpu->shadow.on) {
+            cpu_shadow_cr_written(cpu, 0, v);
+        }
     }
     cpu_update_mode(cpu);
     return true;
@@ -136,6 +140,9 @@ bool cpu_write_cr3(struct cpu *cpu, const struct cpu_op *op, uint64_t v)
         }
     }
     cpu_tlb_load_cr3(cpu, v);
+    if (cpu->shadow.on) {
+        cpu_shadow_cr_written(cpu, 3, v);
+    }
     return true;
 }
 
@@ -167,6 +174,9 @@ bool cpu_write_cr4(struct cpu *cpu, const struct cpu_op *op, uint64_t v)
     }
     if (changed & CR4_PAGING) {
         cpu_tlb_flush_guest(cpu);
+        if (cpu->shadow.on) {
+            cpu_shadow_cr_written(cpu, 4, v);
+        }
     }
     cpu_update_mode(cpu);
     return true;
@@ -208,10 +218,12 @@ static void op_mov_to_cr(struct cpu *cpu, const struct cpu_op *op)
         ok = true;
         break;
     case 3:
-        if (cpu_write_cr3(cpu, op, v)) {
+        ok = cpu_write_cr3(cpu, op, v);
+        if (ok && !cpu->shadow.on) {
             cpu_continue(cpu, op);
+            return;
         }
-        return;
+        break;
     case 4:
         ok = cpu_write_cr4(cpu, op, v);
         break;

@@ -133,8 +133,8 @@ static void delivered(struct cpu *cpu)
     cpu->interrupt_shadow = 0;
 }
 
-/* Replace the event by what it becomes with the fault just met. False: shutdown. */
-static bool join_fault(struct cpu *cpu)
+/* Replace the event by what it becomes with the fault just met; see exception.h. Source: Intel, "Interrupt 8". */
+bool cpu_join_fault(struct cpu *cpu)
 {
     switch (join(&cpu->event, &cpu->fault)) {
     case DELIVER_DOUBLE:
@@ -173,7 +173,7 @@ bool cpu_deliver_event(struct cpu *cpu)
             delivered(cpu);
             return true;
         }
-        if (cpu->fault.type == CPU_EVENT_NONE || !join_fault(cpu)) {
+        if (cpu->fault.type == CPU_EVENT_NONE || !cpu_join_fault(cpu)) {
             return false;
         }
     }

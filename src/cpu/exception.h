@@ -22,4 +22,7 @@ bool cpu_raise_pf(struct cpu *cpu, const struct cpu_op *op, uint64_t la, uint32_
  */
 bool cpu_deliver_event(struct cpu *cpu);
 
+/* Make cpu->event what it becomes with cpu->fault, met while it was delivered. False: shutdown, recorded as exit. */
+bool cpu_join_fault(struct cpu *cpu) must_check;
+
 #endif

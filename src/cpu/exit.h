@@ -40,6 +40,12 @@ enum cpu_exit_reason {
     CPU_EXIT_NPF,           /* ept: AMD's second stage refused, for rights or for reserved bits: error_code tells */
     CPU_EXIT_PML_FULL,      /* the log of modified pages has no room; retry after emptying it */
     CPU_EXIT_HOST_FAULT,    /* host: guest RAM that the host does not give any more; RIP at the instruction */
+    /* Under shadow tables (shadow.h) only: */
+    CPU_EXIT_PAGE_FAULT,    /* pf: the tables that are walked refuse; retry after repair, or reflect */
+    CPU_EXIT_CR_WRITE,      /* cr: done, RIP past it; no root is loaded any more */
+    CPU_EXIT_INVALIDATE,    /* inval: INVLPG or INVPCID, done, RIP past it */
+    CPU_EXIT_PDPTES,        /* cr: the four PDPTEs at cr.value are wanted; RIP at the instruction */
+    CPU_EXIT_TABLE_WRITE,   /* shadow.write[]: the instruction, now past, has used grants to write */
     CPU_EXIT_ERROR,         /* `error`: an instruction that the decoder or interpreter cannot do */
 };
 
@@ -100,11 +106,29 @@ struct cpu_exit {
             bool is_poison;    /* its memory has failed */
         } host;
         struct {
+            gva_t gva;
+            uint32_t code;     /* X86_PFEC_*, as this processor's tables and registers make it */
+            uint8_t priv;      /* enum cpu_priv: tells implicit and AC-exempt accesses apart */
+            bool in_delivery;  /* met while cpu->event was delivered */
+        } pf;
+        struct {
+            unsigned reg;      /* 0, 3, 4; CPU_CR_EFER */
+            uint64_t value;    /* as the instruction had it: bit 63 of CR3 included */
+        } cr;
+        struct {
+            uint8_t type;      /* INVPCID's 0 to 3; CPU_INVALIDATE_PAGE for INVLPG */
+            uint16_t pcid;
+            gva_t gva;
+        } inval;
+        struct {
             uint8_t bytes[15], len;
             char what[40];
         } error;
     };
 };
+
+#define CPU_CR_EFER         8u /* in exit.cr.reg: EFER, which no MOV to CR names */
+#define CPU_INVALIDATE_PAGE 4u /* in exit.inval.type */
 
 #define CPU_REPLAY_MAX 8
 

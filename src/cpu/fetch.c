@@ -9,6 +9,7 @@
 #include "arch/paging.h"
 #include "arch/regs.h"
 #include "cpu/access.h"
+#include "cpu/shadow.h"
 #include "cpu/walk.h"
 
 /* EXITINFO1 of a nested page fault. Source: AMD, "Nested versus guest page faults, fault ordering". */
@@ -58,6 +59,10 @@ void cpu_exit_second_stage(struct cpu *cpu, const struct cpu_xlate *x, enum cpu_
 /* Record what a fetch met; RIP is the caller's. */
 static bool fetch_failed(struct cpu *cpu, const struct cpu_xlate *x, enum cpu_xlate_result res)
 {
+    if (unlikely(cpu->shadow.on) && res != CPU_XLATE_CANONICAL) {
+        cpu_shadow_refused(cpu, NULL, x, res == CPU_XLATE_FAULT);
+        return false;
+    }
     if (res >= CPU_XLATE_VIOLATION) {
         cpu_exit_second_stage(cpu, x, res);
         return false;

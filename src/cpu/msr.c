@@ -13,6 +13,7 @@
 #include "cpu/opnd.h"
 #include "cpu/seg.h"
 #include "cpu/system.h"
+#include "cpu/shadow.h"
 #include "cpu/tlb.h"
 
 /* The guest's time stamp counter now. */
@@ -127,6 +128,10 @@ static int set_efer(struct cpu *cpu, uint64_t v, bool host)
     cpu->efer = v;
     if (changed & (X86_EFER_NX | X86_EFER_LMA)) {
         cpu_tlb_flush_guest(cpu);
+        cpu_shadow_unload(cpu);
+        if (cpu->shadow.on && !host) {
+            cpu_shadow_cr_written(cpu, CPU_CR_EFER, v);
+        }
     }
     cpu_update_mode(cpu);
     return 0;

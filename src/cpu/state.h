@@ -110,6 +110,36 @@ struct cpu_host_ram {
     _Atomic uint64_t start, end;
 };
 
+/* Leave for one instruction to touch a page in a way that the tables do not allow; shadow.h. */
+struct cpu_grant {
+    uint64_t page; /* linear address of the page */
+    uint64_t gpa;  /* guest-physical address of the page */
+    uint64_t pfn;  /* frame of the page; 0: none, a device's */
+    bool user;     /* for accesses of privilege 3, else for the supervisor's */
+    bool device;   /* the access is a device's: it goes by the replay list */
+};
+
+#define CPU_GRANTS       4
+#define CPU_TABLE_WRITES 8
+
+/* Shadow paging: the tables that are walked are the hypervisor's, and so are the registers that the walk obeys. */
+struct cpu_shadow {
+    bool on;
+    uint8_t levels;          /* 3: PAE by pdptr[]; 4; 5 */
+    uint64_t root;           /* frame address of the top table (4, 5 levels), not 0 when loaded; 0: none */
+    uint64_t pdptr[4];
+    uint64_t cr0, cr4, efer; /* what the walk obeys */
+    bool pdptes_given;       /* the next load of PDPTEs from pdptes_cr3 takes pdptes[] */
+    uint64_t pdptes_cr3, pdptes[4];
+    uint64_t grant_rip;      /* the instruction that grants are for */
+    uint8_t nr_grants, next_grant, nr_writes;
+    struct cpu_grant grant[CPU_GRANTS];
+    struct {
+        uint64_t gpa;
+        uint32_t len;        /* bytes, within a page */
+    } write[CPU_TABLE_WRITES];
+};
+
 struct cpu {
     /* Hot: the operations' own. */
     uint64_t regs[CPU_NREGS];
@@ -176,6 +206,7 @@ struct cpu {
                                                     * instruction at hand; 0 free */
     uint16_t pml_index;          /* entry that the next page goes to: 511 down; above: full */
     uint8_t npt_levels;          /* 4 or 5: the second stage has AMD's format; 0: Intel's */
+    struct cpu_shadow shadow;
     unsigned maxphyaddr;         /* guest-physical width, bits */
     struct cpu_mmu *mmu;         /* TLB and translation caches, tlb.h */
     const struct cpu_host_ram *host_ram; /* where faults are the guest RAM's, guard.h; NULL: nowhere. Borrowed */

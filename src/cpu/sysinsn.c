@@ -8,6 +8,7 @@
 #include "cpu/opnd.h"
 #include "cpu/regs.h"
 #include "cpu/seg.h"
+#include "cpu/shadow.h"
 #include "cpu/system.h"
 #include "cpu/tlb.h"
 
@@ -50,6 +51,11 @@ static void op_invlpg(struct cpu *cpu, const struct cpu_op *op)
     la = cpu_ea_word(cpu, op, 1, false);
     if (la.ok) {
         cpu_tlb_flush_page(cpu, la.v);
+        if (unlikely(cpu->shadow.on)) {
+            cpu_shadow_invalidated(cpu, CPU_INVALIDATE_PAGE, 0, la.v);
+            cpu_end_block(cpu, op);
+            return;
+        }
         cpu_continue(cpu, op);
     }
 }
@@ -81,6 +87,9 @@ static void op_invpcid(struct cpu *cpu, const struct cpu_op *op)
         break;
     default:
         cpu_tlb_flush_local(cpu);
+    }
+    if (cpu->shadow.on) {
+        cpu_shadow_invalidated(cpu, (unsigned)type, (unsigned)desc[0] & (CPU_PCIDS - 1), desc[1]);
     }
     cpu_end_block(cpu, op);
 }

@@ -11,6 +11,7 @@
 
 #include "arch/regs.h"
 #include "cpu/block.h"
+#include "cpu/shadow.h"
 
 #define GEN_MAX 4095u
 
@@ -101,6 +102,7 @@ void cpu_tlb_flush_guest(struct cpu *cpu)
     struct cpu_mmu *mmu = cpu->mmu;
 
     cpu->counters.tlb_flushes++;
+    cpu_shadow_forget_grants(cpu);
     memset(mmu->pcids, 0, sizeof(mmu->pcids));
     memset(mmu->code_pages, 0, sizeof(mmu->code_pages));
     memset(mmu->large_pages, 0, sizeof(mmu->large_pages));
@@ -148,6 +150,7 @@ void cpu_tlb_load_cr3(struct cpu *cpu, uint64_t value)
     bool keep = has_pcid && (value & X86_CR3_NOFLUSH);
 
     cpu->cr3 = has_pcid ? value & ~X86_CR3_NOFLUSH : value;
+    cpu_shadow_unload(cpu);
     if (make_room(cpu)) {
         keep = false;
     }

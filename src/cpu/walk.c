@@ -18,6 +18,7 @@
 #include "arch/regs.h"
 #include "cpu/exception.h"
 #include "cpu/guest_mem.h"
+#include "cpu/shadow.h"
 #include "cpu/tlb.h"
 
 #define RIGHT_TABLE_W 0x100u /* psc: the table's page may be written (second stage) */
@@ -43,11 +44,41 @@ struct walk {
     bool table_writable;       /* of the leaf's table, second stage */
 };
 
+/* The control registers that the walk obeys: the guest's, or under shadow tables the hypervisor's. */
+static inline uint64_t walk_cr0(const struct cpu *cpu)
+{
+    return unlikely(cpu->shadow.on) ? cpu->shadow.cr0 : cpu->cr0;
+}
+
+static inline uint64_t walk_cr4(const struct cpu *cpu)
+{
+    return unlikely(cpu->shadow.on) ? cpu->shadow.cr4 : cpu->cr4;
+}
+
+static inline uint64_t walk_efer(const struct cpu *cpu)
+{
+    return unlikely(cpu->shadow.on) ? cpu->shadow.efer : cpu->efer;
+}
+
+/* Shadow tables: PAE, four or five levels; with a root loaded. */
+static struct walk_shape shape_shadow(const struct cpu *cpu)
+{
+    uint64_t high = ~((UINT64_C(1) << CPU_SHADOW_PHYS_BITS) - 1) & X86_PTE_ADDR_MASK;
+
+    if (cpu->shadow.levels == 3) {
+        return (struct walk_shape){2, 8, 9, high | UINT64_C(0x7ff0000000000000)};
+    }
+    return (struct walk_shape){cpu->shadow.levels, 8, 9, high};
+}
+
 static struct walk_shape shape_now(const struct cpu *cpu)
 {
     uint64_t high = ~((UINT64_C(1) << cpu->maxphyaddr) - 1) & X86_PTE_ADDR_MASK;
     uint64_t nx = cpu->efer & X86_EFER_NX ? 0 : X86_PTE_NX;
 
+    if (unlikely(cpu->shadow.on)) {
+        return shape_shadow(cpu);
+    }
     if (!(cpu->cr0 & X86_CR0_PG)) {
         return (struct walk_shape){0};
     }
@@ -124,7 +155,7 @@ static enum cpu_xlate_result fault(const struct cpu *cpu, struct cpu_xlate *x, u
         code |= X86_PFEC_U;
     }
     if ((x->access & CPU_ACCESS_FETCH) &&
-        ((cpu->cr4 & X86_CR4_SMEP) || ((cpu->efer & X86_EFER_NX) && (cpu->cr4 & X86_CR4_PAE)))) {
+        ((walk_cr4(cpu) & X86_CR4_SMEP) || ((walk_efer(cpu) & X86_EFER_NX) && (walk_cr4(cpu) & X86_CR4_PAE)))) {
         code |= X86_PFEC_F;
     }
     x->error_code = code;
@@ -139,7 +170,7 @@ static bool entry_is_leaf(const struct cpu *cpu, const struct walk *w)
     if (!(w->entry & X86_PTE_PS) || w->level > 3) {
         return false;
     }
-    return w->shape.entry_size == 8 || (cpu->cr4 & X86_CR4_PSE) != 0;
+    return w->shape.entry_size == 8 || (walk_cr4(cpu) & X86_CR4_PSE) != 0;
 }
 
 /* Bits that must be zero in w->entry. */
@@ -179,9 +210,9 @@ static inline void rights_add(struct walk *w)
 static inline bool key_forbids(const struct cpu *cpu, const struct walk *w)
 {
     uint32_t pair = cpu->pkru >> (w->entry >> 59 & 0xf) * 2;
-    bool wp = w->x->priv == CPU_PRIV_USER || (cpu->cr0 & X86_CR0_WP);
+    bool wp = w->x->priv == CPU_PRIV_USER || (walk_cr0(cpu) & X86_CR0_WP);
 
-    if (!(cpu->cr4 & X86_CR4_PKE) || !(cpu->efer & X86_EFER_LMA) || !(w->x->rights & CPU_RIGHT_U)) {
+    if (!(walk_cr4(cpu) & X86_CR4_PKE) || !(walk_efer(cpu) & X86_EFER_LMA) || !(w->x->rights & CPU_RIGHT_U)) {
         return false;
     }
     if (!(w->x->access & CPU_ACCESS_WRITE) && (pair & 2) && wp) {
@@ -197,18 +228,18 @@ static inline enum cpu_xlate_result leaf_check(const struct cpu *cpu, struct wal
     bool is_user_page = (x->rights & CPU_RIGHT_U) != 0;
 
     if (x->priv == CPU_PRIV_USER ? !is_user_page : is_user_page && x->access != CPU_ACCESS_FETCH &&
-        x->priv == CPU_PRIV_SUPER) {
+        x->priv == CPU_PRIV_SUPER && (walk_cr4(cpu) & X86_CR4_SMAP)) {
         return fault(cpu, x, X86_PFEC_P);
     }
     if (x->access == CPU_ACCESS_FETCH) {
         if ((x->rights & CPU_RIGHT_NX) ||
-            (is_user_page && x->priv != CPU_PRIV_USER && (cpu->cr4 & X86_CR4_SMEP))) {
+            (is_user_page && x->priv != CPU_PRIV_USER && (walk_cr4(cpu) & X86_CR4_SMEP))) {
             return fault(cpu, x, X86_PFEC_P);
         }
     } else if (key_forbids(cpu, w)) {
         return fault(cpu, x, X86_PFEC_P | X86_PFEC_PK);
     }
-    if (x->priv != CPU_PRIV_USER && !(cpu->cr0 & X86_CR0_WP)) {
+    if (x->priv != CPU_PRIV_USER && !(walk_cr0(cpu) & X86_CR0_WP)) {
         x->rights |= CPU_RIGHT_W;
     }
     if ((x->access & CPU_ACCESS_WRITE) && !(x->rights & CPU_RIGHT_W)) {
@@ -384,11 +415,33 @@ static enum cpu_xlate_result pdptes_reload(struct cpu *cpu, struct cpu_xlate *x)
     return CPU_XLATE_OK;
 }
 
+/* Where a walk over shadow tables begins. */
+static enum cpu_xlate_result walk_root_shadow(struct cpu *cpu, struct walk *w)
+{
+    uint64_t pdpte = cpu->shadow.pdptr[w->x->la >> 30 & 3];
+
+    w->x->rights = CPU_RIGHT_W | CPU_RIGHT_U;
+    if (cpu->shadow.root == 0) {
+        return fault(cpu, w->x, 0);
+    }
+    w->table = cpu->shadow.root;
+    if (cpu->shadow.levels == 3) {
+        if (!(pdpte & X86_PTE_P)) {
+            return fault(cpu, w->x, 0);
+        }
+        w->table = pdpte & X86_PTE_ADDR_MASK;
+    }
+    return CPU_XLATE_OK;
+}
+
 /* Where the walk begins: CR3, or the PDPTE that PAE loaded with it. */
 static enum cpu_xlate_result walk_root(struct cpu *cpu, struct walk *w)
 {
     w->level = w->shape.levels;
     w->table = cpu->cr3 & X86_PTE_ADDR_MASK;
+    if (unlikely(cpu->shadow.on)) {
+        return walk_root_shadow(cpu, w);
+    }
     if (w->shape.entry_size == 4) {
         w->table = cpu->cr3 & UINT64_C(0xfffff000);
     } else if (w->shape.levels == 2) {
@@ -480,7 +533,7 @@ enum cpu_xlate_result cpu_guest_walk(struct cpu *cpu, struct cpu_xlate *x)
         x->page_level = 0;
         return CPU_XLATE_OK;
     }
-    if (w.shape.entry_size == 8 && walk_cached(cpu, &w, &res)) {
+    if (w.shape.entry_size == 8 && likely(!cpu->shadow.on || cpu->shadow.root) && walk_cached(cpu, &w, &res)) {
         return res;
     }
     cpu->counters.guest_walks++;
@@ -516,7 +569,15 @@ bool cpu_load_pdptes(struct cpu *cpu, const struct cpu_op *op, uint64_t cr3)
     uint64_t pdpte[4];
     uint8_t *host;
 
-    res = cpu_gtab_host(cpu, &x, cr3 & UINT64_C(0xffffffe0), false, &host);
+    if (cpu->shadow.on) {
+        if (!cpu_shadow_pdptes(cpu, op, cr3, pdpte)) {
+            return false;
+        }
+        host = (uint8_t *)pdpte;
+        res = CPU_XLATE_OK;
+    } else {
+        res = cpu_gtab_host(cpu, &x, cr3 & UINT64_C(0xffffffe0), false, &host);
+    }
     if (res != CPU_XLATE_OK) {
         cpu_exit_second_stage(cpu, &x, res);
         cpu_sync_rip(cpu, op);

@@ -20,6 +20,7 @@
 #include "cpu/walk.h"
 #include "softkvm/cpuid.h"
 #include "softkvm/msr.h"
+#include "softkvm/shadow/shadow.h"
 #include "softkvm/msr_filter.h"
 #include "softkvm/state.h"
 #include "softkvm/vcpu.h"
@@ -171,6 +172,13 @@ static int handle_misconfig(struct kvm_vcpu *v)
     const struct cpu_exit *e = &v->cpu->exit;
     int error = 0;
 
+    if (v->cpu->shadow.on) {
+        if (kvm_shadow_is_device(v)) {
+            return device_access(v);
+        }
+        cpu_shadow_forget_grants(v->cpu);
+        return e->ept.is_write ? late_write(v) : KVM_GO_ON;
+    }
     if (is_readonly_write(v)) {
         return device_access(v);
     }
@@ -456,6 +464,11 @@ static int (*const handlers[])(struct kvm_vcpu *v) = {
     [CPU_EXIT_XSETBV] = handle_xsetbv,
     [CPU_EXIT_PAUSE] = handle_kick,
     [CPU_EXIT_HOST_FAULT] = kvm_exit_host_fault,
+    [CPU_EXIT_PAGE_FAULT] = kvm_shadow_exit,
+    [CPU_EXIT_CR_WRITE] = kvm_shadow_exit,
+    [CPU_EXIT_INVALIDATE] = kvm_shadow_exit,
+    [CPU_EXIT_PDPTES] = kvm_shadow_exit,
+    [CPU_EXIT_TABLE_WRITE] = kvm_shadow_exit,
     [CPU_EXIT_ERROR] = kvm_exit_internal_error,
 };
 

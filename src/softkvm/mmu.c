@@ -220,7 +220,15 @@ static int init_lock(pthread_rwlock_t *lock)
 /* The ways that this build has. */
 const struct kvm_mmu_ops *kvm_mmu_kind(int mmu)
 {
-    return mmu == SOFTKVM_MMU_EPT || mmu == SOFTKVM_MMU_NPT ? &kvm_mmu_tdp : NULL;
+    switch (mmu) {
+    case SOFTKVM_MMU_EPT:
+    case SOFTKVM_MMU_NPT:
+        return &kvm_mmu_tdp;
+    case SOFTKVM_MMU_SHADOW:
+        return &kvm_mmu_shadow;
+    default:
+        return NULL;
+    }
 }
 
 /*

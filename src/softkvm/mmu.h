@@ -91,6 +91,9 @@ struct kvm_mmu_ops {
     /* Point the processor at its tables: before its first run, and at KVM_REQUEST_MMU. */
     void (*load)(struct kvm_vcpu *v);
 
+    /* KVM_SET_NR_MMU_PAGES: at most so many pages of tables from now on. Null: there is no limit. */
+    void (*set_limit)(struct kvm_vm *vm, uint64_t pages);
+
     /* Remove every leaf that maps a frame of [first, last], MMIO entries too. */
     void (*zap_locked)(struct kvm_vm *vm, gfn_t first, gfn_t last, struct kvm_dead_tables *dead);
     void (*zap_mmio_locked)(struct kvm_vm *vm, struct kvm_dead_tables *dead);
@@ -116,6 +119,7 @@ struct kvm_mmu_ops {
 };
 
 extern const struct kvm_mmu_ops kvm_mmu_tdp;
+extern const struct kvm_mmu_ops kvm_mmu_shadow;
 
 struct kvm_mmu {
     /* constant after creation */

@@ -21,6 +21,7 @@
 #include "cpu/regs.h"
 #include "cpu/run.h"
 #include "softkvm/exit.h"
+#include "softkvm/shadow/shadow.h"
 #include "softkvm/msr_filter.h"
 #include "softkvm/state.h"
 #include "softkvm/vcpu.h"
@@ -305,6 +306,10 @@ static int run_once(struct kvm_vcpu *v)
     if (kvm_vcpu_take_request(v, KVM_REQUEST_EVENT) || v->extint_vector >= 0 ||
         atomic_load_explicit(&v->nmi_queued, memory_order_relaxed)) {
         inject_events(v);
+    }
+    r = kvm_shadow_enter(v);
+    if (unlikely(r < 0)) {
+        return r;
     }
     r = check_user_window(v);
     return r == KVM_GO_ON ? kvm_exit_handle(v, enter_guest(v)) : r;

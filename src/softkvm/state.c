@@ -5,6 +5,7 @@
  * Lock: all under vcpu->lock, with the processor outside of the guest.
  */
 #include "softkvm/state.h"
+#include "softkvm/shadow/shadow.h"
 
 #include <errno.h>
 #include <string.h>
@@ -489,7 +490,8 @@ int kvm_state_set_guest_debug(struct kvm_vcpu *v, const struct kvm_guest_debug *
 void kvm_state_translate(struct kvm_vcpu *v, struct kvm_translation *t)
 {
     gpa_t out = gpa(UINT64_MAX);
-    int r = cpu_translate(v->cpu, gva(t->linear_address), 0, &out);
+    int r = v->cpu->shadow.on ? kvm_shadow_translate(v, gva(t->linear_address), &out)
+                              : cpu_translate(v->cpu, gva(t->linear_address), 0, &out);
 
     t->physical_address = out.v;
     t->valid = r == 0;

@@ -89,6 +89,11 @@ static const struct source vcpu_sources[] = {
     X("exit_xsetbv", CPU_EXIT_XSETBV),
     X("exit_pause", CPU_EXIT_PAUSE),
     X("exit_host_fault", CPU_EXIT_HOST_FAULT),
+    X("exit_page_fault", CPU_EXIT_PAGE_FAULT),
+    X("exit_cr_write", CPU_EXIT_CR_WRITE),
+    X("exit_invalidate", CPU_EXIT_INVALIDATE),
+    X("exit_pdptes", CPU_EXIT_PDPTES),
+    X("exit_table_write", CPU_EXIT_TABLE_WRITE),
     X("exit_error", CPU_EXIT_ERROR),
 };
 

@@ -84,6 +84,8 @@ struct kvm_pending {
     uint8_t data[16];
 };
 
+struct kvm_shadow_vcpu;
+
 struct kvm_vcpu {
     /* constant after creation */
     struct kvm_vm *vm;
@@ -131,6 +133,7 @@ struct kvm_vcpu {
         uint64_t misc_features;
     } msr;
     /* MMU, the thread's own: tables filled up before mmu.lock is taken, and last-hit caches */
+    struct kvm_shadow_vcpu *shadow; /* the shadow kind's; else null */
     struct kvm_table_cache tables;
     struct kvm_memslot *last_slot;
     uint64_t last_slot_gen;

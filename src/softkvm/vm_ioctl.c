@@ -79,7 +79,13 @@ static int set_identity_map(struct kvm_vm *vm, const void *arg)
 /* The budget is for shadow pages, of which two-stage paging has none. */
 static int set_nr_mmu_pages(struct kvm_vm *vm, uint64_t pages)
 {
-    return pages < 64 ? -EINVAL : 0;
+    if (pages < 64) {
+        return -EINVAL;
+    }
+    if (vm->mmu.ops->set_limit) {
+        vm->mmu.ops->set_limit(vm, pages);
+    }
+    return 0;
 }
 
 static int set_boot_cpu(struct kvm_vm *vm, uint64_t id)

@@ -9,9 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "arch/regs.h"
 #include "cpu/fpu.h"
 #include "cpu/regs.h"
+
 #include "cpu/run.h"
+#include "cpu/shadow.h"
 
 struct cpu_peers {
     int nothing;
@@ -210,4 +213,58 @@ void cpu_fxsave_image(const struct cpu *cpu, void *image)
 int cpu_fxrstor_image(struct cpu *cpu, const void *image)
 {
     return 0;
+}
+
+/* ---- shadow paging: the silicon's side, as far as the hypervisor sees it (cpu/shadow.c) ---- */
+
+void cpu_shadow_enable(struct cpu *cpu, bool on)
+{
+    memset(&cpu->shadow, 0, sizeof(cpu->shadow));
+    cpu->shadow.on = on;
+    cpu->shadow.levels = 4;
+}
+
+void cpu_shadow_load(struct cpu *cpu, const struct cpu_shadow_root *r)
+{
+    cpu->shadow.levels = r->levels;
+    cpu->shadow.root = r->levels == 3 ? 1 : r->root.v;
+    memcpy(cpu->shadow.pdptr, r->pdptr, sizeof(cpu->shadow.pdptr));
+    cpu->shadow.cr0 = r->cr0;
+    cpu->shadow.cr4 = r->cr4;
+    cpu->shadow.efer = r->efer;
+}
+
+void cpu_shadow_unload(struct cpu *cpu)
+{
+    cpu->shadow.root = 0;
+    cpu->shadow.nr_grants = 0;
+}
+
+void cpu_shadow_give_pdptes(struct cpu *cpu, uint64_t cr3, const uint64_t pdptes[4])
+{
+    cpu->shadow.pdptes_given = true;
+    cpu->shadow.pdptes_cr3 = cr3;
+    memcpy(cpu->shadow.pdptes, pdptes, sizeof(cpu->shadow.pdptes));
+}
+
+void cpu_shadow_grant(struct cpu *cpu, const struct cpu_grant *g)
+{
+    cpu->shadow.grant[cpu->shadow.nr_grants++ % CPU_GRANTS] = *g;
+}
+
+bool cpu_shadow_is_granted(const struct cpu *cpu, uint64_t la, bool user)
+{
+    for (unsigned i = 0; i < cpu->shadow.nr_grants && i < CPU_GRANTS; i++) {
+        if (cpu->shadow.grant[i].page == (la & PAGE_MASK) && cpu->shadow.grant[i].user == user) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool cpu_shadow_reflect(struct cpu *cpu, uint32_t code)
+{
+    cpu->fault = (struct cpu_event){.type = CPU_EVENT_EXCEPTION, .vector = X86_VEC_PF, .has_error = 1, .error = code,
+                                    .payload = cpu->exit.pf.gva.v};
+    return true;
 }
