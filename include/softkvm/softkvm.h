@@ -67,6 +67,10 @@ struct softkvm_options {
      * -EFAULT. For that the instance has handlers for SIGSEGV and SIGBUS; all other faults go to the handlers that
      * were there before. true: leave the process's signal handlers alone; then such a fault ends the process. */
     bool no_fault_guard;
+    /* How much of the process's private memory may be out at a time, bytes: pages that no guest used lately are compressed, and
+     * their memory is given back, when host_memory runs short. 0: none; then the guest that needs a page more
+     * gets -ENOMEM from KVM_RUN. The process's own accesses to what is out are answered through userfaultfd. */
+    uint64_t swap;
 };
 
 /*

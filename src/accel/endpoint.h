@@ -47,6 +47,7 @@ struct accel_endpoint {
 /* Knobs of the software engine; ignored by the kernel's. */
 struct accel_soft_options {
     uint64_t host_memory;    /* bytes of simulated host memory; 0: as the engine likes */
+    uint64_t swap;           /* bytes that may be swapped out; 0: no swap */
     unsigned max_page_level; /* largest second-stage page: 1..3; 0: as the engine likes */
     unsigned mmu;            /* enum softkvm_mmu; 0: EPT */
     unsigned levels;         /* of second-stage tables: 4 or 5; 0: as the engine likes */

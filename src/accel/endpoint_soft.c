@@ -106,6 +106,7 @@ struct accel_endpoint *accel_endpoint_soft_new(const struct accel_soft_options *
     memset(&options, 0, sizeof(options));
     options.size = sizeof(options);
     options.host_memory = opts ? opts->host_memory : 0;
+    options.swap = opts ? opts->swap : 0;
     options.max_page_level = opts ? opts->max_page_level : 0;
     options.mmu = opts ? (enum softkvm_mmu)opts->mmu : SOFTKVM_MMU_EPT;
     options.ept_levels = opts ? opts->levels : 0;

@@ -32,6 +32,7 @@ struct accel_properties {
     bool no_manual_protect, no_initially_set, confidential;
     uint64_t max_slot_size;   /* bytes, whole pages */
     unsigned mmu, levels, max_page_level; /* of the software engine, as accel_soft_options */
+    uint64_t frames, swap; /* the same: host memory to simulate, and swap; bytes */
 };
 
 struct accel_vcpu {

@@ -1,8 +1,9 @@
 /*
  * The text of -accel: engines in order, then properties, as QEMU writes them:
  *     kvm:soft,dirty-ring-size=4096,manual-dirty-log=off
- * Properties of tracking and slots mean the same on either engine; mmu, levels (of second-stage tables) and
- * page (the largest second-stage page) are the software engine's, whichever name of the list takes it.
+ * Properties of tracking and slots mean the same on either engine; mmu, levels (of second-stage tables),
+ * page (the largest second-stage page), frames (host memory to simulate) and swap (room for what does not fit) are the
+ * software engine's, whichever name of the list takes it.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -14,6 +15,7 @@
 
 #define RING_MIN       1024u /* fewer leave no room for what a processor buffers by itself */
 #define RING_MAX       65536u
+#define FRAMES_TOP     (UINT64_C(1) << 41) /* of simulated host memory */
 #define SLOT_SIZE_TOP  (UINT64_C(1) << 42) /* below the engine's limit of 2^31 - 1 pages */
 
 typedef int property_fn(struct accel_properties *out, const char *name, const char *value, struct base_error *err);
@@ -46,7 +48,8 @@ static int set_ring(struct accel_properties *out, const char *name, const char *
     return 0;
 }
 
-static int set_slot_size(struct accel_properties *out, const char *name, const char *value, struct base_error *err)
+/* A size with its unit. bytes: whole pages up to `top`. */
+static int parse_size(const char *name, const char *value, uint64_t top, uint64_t *bytes, struct base_error *err)
 {
     static const char units[] = "kMGT";
     unsigned long long n;
@@ -61,11 +64,27 @@ static int set_slot_size(struct accel_properties *out, const char *name, const c
         shift = 10 * (unsigned)(unit - units + 1);
         end++;
     }
-    if (!*value || *value == '-' || *end || errno || n > SLOT_SIZE_TOP >> shift || !n || (n << shift) % PAGE_SIZE) {
-        return base_error_set(err, EINVAL, "-accel %s='%s': whole pages up to 4T", name, value);
+    if (!*value || *value == '-' || *end || errno || n > top >> shift || !n || (n << shift) % PAGE_SIZE) {
+        return base_error_set(err, EINVAL, "-accel %s='%s': whole pages up to %lluT", name, value,
+                              (unsigned long long)(top >> 40));
     }
-    out->max_slot_size = n << shift;
+    *bytes = n << shift;
     return 0;
+}
+
+static int set_slot_size(struct accel_properties *out, const char *name, const char *value, struct base_error *err)
+{
+    return parse_size(name, value, SLOT_SIZE_TOP, &out->max_slot_size, err);
+}
+
+static int set_frames(struct accel_properties *out, const char *name, const char *value, struct base_error *err)
+{
+    return parse_size(name, value, FRAMES_TOP, &out->frames, err);
+}
+
+static int set_swap(struct accel_properties *out, const char *name, const char *value, struct base_error *err)
+{
+    return parse_size(name, value, FRAMES_TOP, &out->swap, err);
 }
 
 static int set_manual(struct accel_properties *out, const char *name, const char *value, struct base_error *err)
@@ -135,6 +154,8 @@ void accel_properties_apply(const struct accel_properties *p, struct accel_soft_
 {
     soft->mmu = p->mmu ? p->mmu : soft->mmu;
     soft->levels = p->levels ? p->levels : soft->levels;
+    soft->host_memory = p->frames ? p->frames : soft->host_memory;
+    soft->swap = p->swap ? p->swap : soft->swap;
     soft->max_page_level = p->max_page_level ? p->max_page_level : soft->max_page_level;
 }
 
@@ -146,7 +167,8 @@ static const struct {
     {"manual-dirty-log", set_manual},     {"initially-dirty", set_initially},
     {"confidential", set_confidential},   {"kernel-irqchip", set_irqchip},
     {"mmu", set_choice},                  {"levels", set_choice},
-    {"page", set_choice},
+    {"page", set_choice},                 {"frames", set_frames},
+    {"swap", set_swap},
 };
 
 static int set_one(struct accel_properties *out, char *word, struct base_error *err)
@@ -164,7 +186,7 @@ static int set_one(struct accel_properties *out, char *word, struct base_error *
     }
     return base_error_set(err, EINVAL,
                           "-accel: unknown property '%s' (dirty-ring-size, max-slot-size, manual-dirty-log, "
-                          "initially-dirty, confidential, kernel-irqchip, mmu, levels, page)", word);
+                          "initially-dirty, confidential, kernel-irqchip, mmu, levels, page, frames, swap)", word);
 }
 
 /*

@@ -47,7 +47,7 @@ static int opt_cpu(struct cli_options *o, const char *value, struct base_error *
 static int opt_accel(struct cli_options *o, const char *value, struct base_error *err)
 {
     if (strcmp(value, "help") == 0) {
-        return refuse(err, "-accel", value, "kvm, soft, auto, or a list such as kvm:soft; then ,mmu=ept|npt|shadow ,levels=4|5 ,page=4k|2m|1g");
+        return refuse(err, "-accel", value, "kvm, soft, auto, or a list such as kvm:soft; then ,mmu=ept|npt|shadow ,levels=4|5 ,page=4k|2m|1g ,frames=SIZE ,swap=SIZE");
     }
     o->machine.engine = value;
     return accel_engine_check(value, err);
@@ -219,7 +219,7 @@ static const struct option options[] = {
     {"m", "SIZE", opt_memory, "guest memory: 512, 10240 (MiB), 4G; suffixes k M G T P E"},
     {"smp", "N", opt_smp, "processors, 1 to 64"},
     {"cpu", "MODEL[,+F][,-F]", opt_cpu, "max or host, with features added or taken away"},
-    {"accel", "NAME", opt_accel, "kvm, soft, auto, or a list to try in order: kvm:soft; then ,mmu=ept|npt|shadow"},
+    {"accel", "NAME", opt_accel, "kvm, soft, auto, or a list to try in order: kvm:soft; then ,mmu=ept|npt|shadow ,frames=SIZE,swap=SIZE"},
     {"enable-kvm", NULL, opt_enable_kvm, "the same as -accel kvm"},
     {"machine", "pc[,KEY=VAL]", opt_machine, "memory-backend=ID, unpack=on|off (kernel unpacked here)"},
     {"M", "pc[,KEY=VAL]", opt_machine, NULL},

@@ -114,7 +114,7 @@ static int make_host(struct softkvm *s, char *err, size_t size)
     struct host_memory_options mo = {.bytes = s->options.host_memory,
                                      .fail_alloc = s->options.fail_alloc,
                                      .opaque = s->options.fail_opaque};
-    struct host_mm_options mm = {.trace = &s->trace};
+    struct host_mm_options mm = {.trace = &s->trace, .swap_pages = s->options.swap >> PAGE_SHIFT};
     int r = host_memory_new(&mo, &s->hm);
 
     if (r < 0) {
