@@ -41,7 +41,7 @@ static enum cpu_tlb_set set_implicit(const struct cpu *cpu)
  */
 static struct cpu_tlb_entry *tlb_fill(struct cpu *cpu, const struct cpu_xlate *x, enum cpu_tlb_set set)
 {
-    struct cpu_tlb_entry *e = &cpu->mmu->tlb[set][cpu_tlb_index(x->la)];
+    struct cpu_tlb_entry *e = cpu_tlb_entry_of(cpu, set, x->la);
     uint64_t tag = cpu_tlb_tag(cpu, x->la);
     bool may_write = (x->rights & CPU_RIGHT_W) && (x->rights & CPU_RIGHT_D) && (x->nested.rights & EPT_W);
 
@@ -106,7 +106,7 @@ static const uint8_t *readable_bytes(struct cpu *cpu, uint64_t la, enum cpu_tlb_
 static bool target_find(struct access *a, struct piece *p)
 {
     struct cpu *cpu = a->cpu;
-    struct cpu_tlb_entry *e = &cpu->mmu->tlb[a->set][cpu_tlb_index(p->la)];
+    struct cpu_tlb_entry *e = cpu_tlb_entry_of(cpu, a->set, p->la);
     struct cpu_xlate x = {.la = p->la, .access = (uint8_t)a->kind, .priv = (uint8_t)a->set};
     uint64_t tag = cpu_tlb_tag(cpu, p->la);
     enum cpu_xlate_result res;
@@ -244,7 +244,7 @@ static void *refill(struct cpu *cpu, uint64_t la, unsigned size, enum cpu_access
     if (page_offset(la) + size > PAGE_SIZE || cpu->tlb == cpu->mmu->tlb[CPU_TLB_NONE]) {
         return NULL;
     }
-    e = &cpu->mmu->tlb[set][cpu_tlb_index(la)];
+    e = cpu_tlb_entry_of(cpu, set, la);
     if (e->tag_r == cpu_tlb_tag(cpu, la) && (kind == CPU_ACCESS_READ || (e->info & CPU_TLBI_CODE_W))) {
         return NULL;
     }
@@ -261,10 +261,33 @@ static void *refill(struct cpu *cpu, uint64_t la, unsigned size, enum cpu_access
 
 static uint64_t get_sized(const void *p, unsigned size)
 {
-    uint64_t v = 0;
+    switch (size) {
+    case 1:
+        return cpu_guest_get8(p);
+    case 2:
+        return cpu_guest_get16(p);
+    case 4:
+        return cpu_guest_get32(p);
+    default:
+        return cpu_guest_get64(p);
+    }
+}
 
-    ram_read(&v, p, size);
-    return v;
+static void put_sized(void *p, uint64_t v, unsigned size)
+{
+    switch (size) {
+    case 1:
+        cpu_guest_put8(p, (uint8_t)v);
+        break;
+    case 2:
+        cpu_guest_put16(p, (uint16_t)v);
+        break;
+    case 4:
+        cpu_guest_put32(p, (uint32_t)v);
+        break;
+    default:
+        cpu_guest_put64(p, v);
+    }
 }
 
 /* Slow halves of the sized accesses; see access.h. */
@@ -310,7 +333,7 @@ bool cpu_store_slow(struct cpu *cpu, const struct cpu_op *op, uint64_t la, uint6
     bool ok = true;
 
     if (likely(p)) {
-        ram_write(p, &v, size);
+        put_sized(p, v, size);
     } else {
         ok = store_buf(cpu, op, la, &v, size);
     }

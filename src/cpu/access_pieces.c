@@ -69,7 +69,7 @@ bool cpu_pieces_read(struct access *a)
 /* A page that had code when its TLB entry was made: tell the blocks, or make the entry anew. */
 static void code_page_written(struct access *a, const struct piece *p)
 {
-    struct cpu_tlb_entry *e = &a->cpu->mmu->tlb[a->set][cpu_tlb_index(p->la)];
+    struct cpu_tlb_entry *e = cpu_tlb_entry_of(a->cpu, a->set, p->la);
 
     if (cpu_frame_has_code(a->cpu, p->pfn)) {
         cpu_code_written(a->cpu, p->pfn, (unsigned)page_offset(p->la), p->len);

@@ -92,7 +92,7 @@ static bool is_leaf(uint64_t entry, unsigned level)
 }
 
 /* Present entries of a reserved form: what a hypervisor uses to mark device pages. */
-static bool is_misconfigured(uint64_t entry, unsigned level)
+static always_inline bool is_misconfigured(uint64_t entry, unsigned level)
 {
     unsigned mt = (unsigned)(entry >> EPT_MT_SHIFT) & 7;
 
@@ -102,7 +102,7 @@ static bool is_misconfigured(uint64_t entry, unsigned level)
     if (!is_leaf(entry, level)) {
         return (entry & (EPT_MT_MASK | EPT_IPAT)) != 0 || (level > 3 && (entry & EPT_PS) != 0);
     }
-    if (mt == 2 || mt == 3 || mt == 7) {
+    if (0x8cu >> mt & 1) { /* 2, 3 and 7 */
         return true;
     }
     return level > 1 && (entry & (pt_leaf_size(level) - 1) & EPT_ADDR_MASK) != 0;

@@ -124,7 +124,7 @@ void cpu_peers_code_changed(struct cpu *self)
 static void drop_write(struct cpu *cpu, uint64_t pfn)
 {
     for (unsigned set = 0; set < CPU_TLB_NONE; set++) {
-        for (unsigned i = 0; i < CPU_TLB_SIZE; i++) {
+        for (unsigned i = 0; i < CPU_TLB_ENTRIES; i++) {
             struct cpu_tlb_entry *e = &cpu->mmu->tlb[set][i];
 
             if (__atomic_load_n(&e->info, __ATOMIC_RELAXED) >> PAGE_SHIFT == pfn) {

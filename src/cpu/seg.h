@@ -115,7 +115,7 @@ must_check static always_inline bool cpu_sys_get(struct cpu *cpu, const struct c
                                                  unsigned len)
 {
     unsigned set = cpu->cr4 & X86_CR4_SMAP ? CPU_TLB_SUPER : CPU_TLB_SUPER_AC;
-    const struct cpu_tlb_entry *e = &cpu->mmu->tlb[set][cpu_tlb_index(la)];
+    const struct cpu_tlb_entry *e = cpu_tlb_entry_of(cpu, set, la);
     uint64_t tag = ((la + len - 1) & PAGE_MASK) | cpu->tlb_gen[la >> 63];
     const struct cpu_op *was;
 

@@ -24,6 +24,7 @@ struct cpu_mmu *cpu_mmu_new(void)
         mmu->next_gen = 1;
         mmu->next_key = 1;
         mmu->psc_key = 1;
+        mmu->guest_key = 1;
         mmu->stage2_key = 1;
     }
     return mmu;
@@ -68,9 +69,17 @@ static void lower_renew(struct cpu *cpu, unsigned pcid)
 
 static void lower_use(struct cpu *cpu, unsigned pcid)
 {
-    cpu->mmu->pcid = (uint16_t)pcid;
-    cpu->tlb_gen[0] = cpu->mmu->pcids[pcid].gen;
-    set_key(cpu, 0, cpu->mmu->pcids[pcid].key);
+    struct cpu_mmu *mmu = cpu->mmu;
+    uint32_t window = pcid % CPU_TLB_WINDOWS * CPU_TLB_STEP;
+
+    if (cpu->tlb && cpu->tlb != mmu->tlb[CPU_TLB_NONE]) {
+        cpu->tlb += (int64_t)window - mmu->window;
+    }
+    mmu->window = window;
+    mmu->windows_used |= 1u << pcid % CPU_TLB_WINDOWS;
+    mmu->pcid = (uint16_t)pcid;
+    cpu->tlb_gen[0] = mmu->pcids[pcid].gen;
+    set_key(cpu, 0, mmu->pcids[pcid].key);
 }
 
 static void upper_renew(struct cpu *cpu)
@@ -80,6 +89,7 @@ static void upper_renew(struct cpu *cpu)
     cpu->tlb_gen[1] = mmu->next_gen++;
     set_key(cpu, 1, fresh_key(mmu));
     mmu->upper_has_local = false;
+    mmu->windows_used = 1u << mmu->pcid % CPU_TLB_WINDOWS;
 }
 
 /* Make room for the two generations that one flush may take. True: everything was forgotten, and both
@@ -96,6 +106,15 @@ static bool make_room(struct cpu *cpu)
     return true;
 }
 
+/* What the paging-structure cache knows cannot even be checked any more. */
+static void psc_drop(struct cpu_mmu *mmu)
+{
+    if (++mmu->guest_key == 0) {
+        memset(mmu->psc, 0, sizeof(mmu->psc));
+        mmu->guest_key = 1;
+    }
+}
+
 /* Forget the guest's translations, global ones and all PCIDs included. Lock: own thread. */
 void cpu_tlb_flush_guest(struct cpu *cpu)
 {
@@ -103,6 +122,7 @@ void cpu_tlb_flush_guest(struct cpu *cpu)
 
     cpu->counters.tlb_flushes++;
     cpu_shadow_forget_grants(cpu);
+    psc_drop(mmu);
     memset(mmu->pcids, 0, sizeof(mmu->pcids));
     memset(mmu->code_pages, 0, sizeof(mmu->code_pages));
     memset(mmu->large_pages, 0, sizeof(mmu->large_pages));
@@ -125,7 +145,7 @@ void cpu_tlb_flush_all(struct cpu *cpu)
     cpu_tlb_flush_guest(cpu);
 }
 
-/* Forget where guest tables are. */
+/* Where guest tables are must be looked at again. */
 static void psc_renew(struct cpu_mmu *mmu)
 {
     if (++mmu->psc_key == 0) {
@@ -210,17 +230,28 @@ void cpu_tlb_note_large(struct cpu *cpu, uint64_t la)
     cpu->mmu->large_pages[bit / 64] |= UINT64_C(1) << bit % 64;
 }
 
+static inline void entry_drop(struct cpu_tlb_entry *e, uint64_t tag)
+{
+    if (e->tag_r == tag) {
+        e->tag_r = 0;
+        __atomic_store_n(&e->tag_w, 0, __ATOMIC_RELAXED);
+    }
+}
+
+/* The lower half's generation is the PCID's, which has one window; the upper half's may be in all that were used. */
 static void page_drop(struct cpu *cpu, uint64_t la)
 {
+    struct cpu_mmu *mmu = cpu->mmu;
     uint64_t tag = cpu_tlb_tag(cpu, la);
-    unsigned i = cpu_tlb_index(la);
 
     for (unsigned set = 0; set < CPU_TLB_NONE; set++) {
-        struct cpu_tlb_entry *e = &cpu->mmu->tlb[set][i];
-
-        if (e->tag_r == tag) {
-            e->tag_r = 0;
-            __atomic_store_n(&e->tag_w, 0, __ATOMIC_RELAXED);
+        entry_drop(cpu_tlb_entry_of(cpu, set, la), tag);
+    }
+    if (la >> 63 && (mmu->windows_used & (mmu->windows_used - 1))) {
+        for (unsigned set = 0; set < CPU_TLB_NONE; set++) {
+            for (unsigned w = 0; w < CPU_TLB_WINDOWS; w++) {
+                entry_drop(&mmu->tlb[set][w * CPU_TLB_STEP + cpu_tlb_index(la)], tag);
+            }
         }
     }
 }
@@ -291,7 +322,7 @@ void cpu_mode_changed(struct cpu *cpu)
     } else if ((cpu->cr4 & X86_CR4_SMAP) && !(cpu->rflags_rest & X86_AC)) {
         set = CPU_TLB_SUPER;
     }
-    cpu->tlb = cpu->mmu->tlb[set];
+    cpu->tlb = &cpu->mmu->tlb[set][set == CPU_TLB_NONE ? 0 : cpu->mmu->window];
     set_key(cpu, 0, (uint32_t)(cpu->code_key[0] >> 32));
     set_key(cpu, 1, (uint32_t)(cpu->code_key[1] >> 32));
 }

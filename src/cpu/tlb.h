@@ -9,6 +9,10 @@
  *        +-- whole walk: walk.c, each step through nested.c
  *
  *   tag of an entry = linear page | generation (12 bits, never 0)
+ *   place of an entry = window of the current PCID + page number modulo CPU_TLB_SIZE
+ *
+ * Windows overlap by half and more: two address spaces that use the same linear pages keep them in different
+ * places, so both sets survive a switch. What is global may be in every window.
  *
  * There is one generation for each half of the linear addresses. A CR3 load changes the lower one, and
  * the upper one only if an entry that is not global was put there since; with PCIDs each identifier
@@ -32,6 +36,9 @@
 
 #define CPU_TLB_BITS 11
 #define CPU_TLB_SIZE (1u << CPU_TLB_BITS)
+#define CPU_TLB_WINDOWS 4u
+#define CPU_TLB_STEP    (CPU_TLB_SIZE / CPU_TLB_WINDOWS) /* from one window to the next, entries */
+#define CPU_TLB_ENTRIES (CPU_TLB_SIZE + (CPU_TLB_WINDOWS - 1) * CPU_TLB_STEP)
 
 /* One page at one privilege. */
 struct cpu_tlb_entry {
@@ -65,16 +72,27 @@ struct cpu_itlb_entry {
 #define CPU_GTAB_SIZE 512u
 #define CPU_PCIDS     4096u
 
-/* Paging-structure cache: where the last-level guest table of a 2 MiB region is, and the rights so far. Tables are
- * never global, so an entry also belongs to one CR3. */
+/*
+ * Paging-structure cache: where the last-level guest table of a 2 MiB region is, and the rights so far. Tables are
+ * never global, so an entry also belongs to one CR3. What invalidates these caches changes `fresh`; an entry
+ * that is no longer fresh is not dropped but checked: if the entries above still hold what they held, so does it.
+ */
+#define CPU_PSC_ABOVE 4u
 struct cpu_psc_entry {
-    uint64_t tag;   /* (linear >> 21) << 12 | generation; 0 empty */
-    uint64_t *pt;   /* host pointer to the guest's table; if level > 1, to the entry that maps the region */
-    uint32_t rights; /* CPU_RIGHT_* of the levels above */
-    uint32_t key;   /* mmu->psc_key when filled */
-    uint32_t level; /* of the leaf */
+    uint64_t tag;    /* (linear >> 21) + 1; 0 empty */
     uint64_t cr3;
-};
+    uint64_t fresh;  /* mmu->psc_key << 12 | generation, when filled or checked last */
+    uint64_t *pt;    /* host pointer to the guest's table; if level > 1, to the entry that maps the region */
+    uint32_t rights; /* CPU_RIGHT_* of the levels above */
+    uint32_t key;    /* mmu->guest_key: mode and second stage under which it was filled */
+    uint8_t level;   /* of the leaf */
+    uint8_t above;   /* entries above it that can be checked; 0: none, drop it instead (PAE: the PDPTEs are
+                      * registers; shadow tables: the hypervisor's to replace) */
+    struct {
+        const uint64_t *slot; /* host pointer */
+        uint64_t seen;        /* what it held */
+    } up[CPU_PSC_ABOVE];
+} __attribute__((aligned(64)));
 
 /* Second-stage structure cache: the last-level EPT table of a 2 MiB region of guest-physical memory, or
  * the entry that maps all of it. */
@@ -95,14 +113,17 @@ struct cpu_gtab_entry {
 };
 
 struct cpu_mmu {
-    struct cpu_tlb_entry tlb[CPU_TLB_NSETS][CPU_TLB_SIZE];
+    struct cpu_tlb_entry tlb[CPU_TLB_NSETS][CPU_TLB_ENTRIES];
     struct cpu_itlb_entry itlb[2][CPU_ITLB_SIZE]; /* supervisor, user */
     struct cpu_psc_entry psc[CPU_PSC_SIZE];
     struct cpu_epsc_entry epsc[CPU_EPSC_SIZE];
     struct cpu_gtab_entry gtab[CPU_GTAB_SIZE];
     uint64_t code_pages[64];  /* filters by linear page; see invariant 2 */
     uint64_t large_pages[64];
+    uint32_t window;          /* of the current PCID: its first entry */
+    uint32_t windows_used;    /* under the upper half's generation: a bit each */
     uint32_t psc_key;         /* changed by INVLPG, as the architecture flushes these caches then */
+    uint32_t guest_key;       /* changed when the guest's paging mode or the second stage did */
     uint32_t stage2_key;
     uint16_t next_gen;        /* 1 to 4095 */
     uint32_t next_key;
@@ -154,9 +175,16 @@ static always_inline uint64_t cpu_tlb_tag(const struct cpu *cpu, uint64_t la)
     return (la & PAGE_MASK) | cpu->tlb_gen[la >> 63];
 }
 
+/* Place of a linear address in its window. */
 static always_inline unsigned cpu_tlb_index(uint64_t la)
 {
     return (unsigned)(la >> PAGE_SHIFT) & (CPU_TLB_SIZE - 1);
+}
+
+/* Its entry in a set. */
+static always_inline struct cpu_tlb_entry *cpu_tlb_entry_of(const struct cpu *cpu, enum cpu_tlb_set set, uint64_t la)
+{
+    return &cpu->mmu->tlb[set][cpu->mmu->window + cpu_tlb_index(la)];
 }
 
 #endif

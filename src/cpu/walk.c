@@ -61,34 +61,43 @@ static inline uint64_t walk_efer(const struct cpu *cpu)
 }
 
 /* Shadow tables: PAE, four or five levels; with a root loaded. */
-static struct walk_shape shape_shadow(const struct cpu *cpu)
+static void shape_shadow(const struct cpu *cpu, struct walk_shape *s)
 {
-    uint64_t high = ~((UINT64_C(1) << CPU_SHADOW_PHYS_BITS) - 1) & X86_PTE_ADDR_MASK;
-
+    s->levels = cpu->shadow.levels;
+    s->entry_size = 8;
+    s->bits = 9;
+    s->reserved = ~((UINT64_C(1) << CPU_SHADOW_PHYS_BITS) - 1) & X86_PTE_ADDR_MASK;
     if (cpu->shadow.levels == 3) {
-        return (struct walk_shape){2, 8, 9, high | UINT64_C(0x7ff0000000000000)};
+        s->levels = 2;
+        s->reserved |= UINT64_C(0x7ff0000000000000);
     }
-    return (struct walk_shape){cpu->shadow.levels, 8, 9, high};
 }
 
-static struct walk_shape shape_now(const struct cpu *cpu)
+/* Field by field: what is stored in halves and read whole waits for the store buffer. */
+static always_inline void shape_set(const struct cpu *cpu, struct walk_shape *s)
 {
     uint64_t high = ~((UINT64_C(1) << cpu->maxphyaddr) - 1) & X86_PTE_ADDR_MASK;
-    uint64_t nx = cpu->efer & X86_EFER_NX ? 0 : X86_PTE_NX;
 
     if (unlikely(cpu->shadow.on)) {
-        return shape_shadow(cpu);
+        shape_shadow(cpu, s);
+        return;
     }
-    if (!(cpu->cr0 & X86_CR0_PG)) {
-        return (struct walk_shape){0};
+    s->entry_size = 8;
+    s->bits = 9;
+    s->reserved = high | (cpu->efer & X86_EFER_NX ? 0 : X86_PTE_NX);
+    if (unlikely(!(cpu->cr0 & X86_CR0_PG))) {
+        s->levels = 0;
+    } else if (likely(cpu->efer & X86_EFER_LMA)) {
+        s->levels = cpu->cr4 & X86_CR4_LA57 ? 5 : 4;
+    } else if (cpu->cr4 & X86_CR4_PAE) {
+        s->levels = 2;
+        s->reserved |= UINT64_C(0x7ff0000000000000);
+    } else {
+        s->levels = 2;
+        s->entry_size = 4;
+        s->bits = 10;
+        s->reserved = 0;
     }
-    if (!(cpu->cr4 & X86_CR4_PAE)) {
-        return (struct walk_shape){.levels = 2, .entry_size = 4, .bits = 10};
-    }
-    if (!(cpu->efer & X86_EFER_LMA)) {
-        return (struct walk_shape){2, 8, 9, high | nx | UINT64_C(0x7ff0000000000000)};
-    }
-    return (struct walk_shape){cpu->cr4 & X86_CR4_LA57 ? 5 : 4, 8, 9, high | nx};
 }
 
 /*
@@ -307,10 +316,34 @@ static bool entry_is_odd_large(const struct cpu *cpu, const struct walk *w)
     return !(w->entry & X86_PTE_PS) || entry_is_reserved(cpu, w);
 }
 
-static struct cpu_psc_entry *psc_slot(struct cpu *cpu, uint64_t la, uint64_t *tag)
+static struct cpu_psc_entry *psc_slot(struct cpu *cpu, uint64_t la)
 {
-    *tag = la >> 21 << 12 | cpu->tlb_gen[la >> 63];
     return &cpu->mmu->psc[(la >> 21) % CPU_PSC_SIZE];
+}
+
+static uint64_t psc_fresh(const struct cpu *cpu, uint64_t la)
+{
+    return (uint64_t)cpu->mmu->psc_key << 12 | cpu->tlb_gen[la >> 63];
+}
+
+/* Does the cache know this region under this CR3, and is it true: fresh, or the entries above read as they did? */
+static always_inline bool psc_use(struct cpu *cpu, struct cpu_psc_entry *c, uint64_t la)
+{
+    uint64_t fresh = psc_fresh(cpu, la);
+
+    if (c->tag != (la >> 21) + 1 || c->key != cpu->mmu->guest_key || c->cr3 != cpu->cr3) {
+        return false;
+    }
+    if (likely(c->fresh == fresh)) {
+        return true;
+    }
+    for (unsigned i = 0; i < c->above; i++) {
+        if (cpu_guest_get64(c->up[i].slot) != c->up[i].seen) {
+            return false;
+        }
+    }
+    c->fresh = fresh;
+    return c->above != 0;
 }
 
 /* The leaf through the paging-structure cache. True: *res is the outcome. Only for walks that need not
@@ -318,11 +351,11 @@ static struct cpu_psc_entry *psc_slot(struct cpu *cpu, uint64_t la, uint64_t *ta
 static always_inline bool walk_cached(struct cpu *cpu, struct walk *w, enum cpu_xlate_result *res)
 {
     struct cpu_xlate *x = w->x;
-    uint64_t tag, want = X86_PTE_A | X86_PTE_P;
-    struct cpu_psc_entry *c = psc_slot(cpu, x->la, &tag);
+    uint64_t want = X86_PTE_A | X86_PTE_P;
+    struct cpu_psc_entry *c = psc_slot(cpu, x->la);
     uint64_t *slot;
 
-    if (c->tag != tag || c->key != cpu->mmu->psc_key || c->cr3 != cpu->cr3) {
+    if (!psc_use(cpu, c, x->la)) {
         return false;
     }
     w->level = c->level;
@@ -352,21 +385,24 @@ static always_inline bool walk_cached(struct cpu *cpu, struct walk *w, enum cpu_
 static void psc_fill(struct cpu *cpu, const struct walk *w, uint32_t rights_above, uint64_t table)
 {
     const struct cpu_gtab_entry *g = &cpu->mmu->gtab[(table >> PAGE_SHIFT) % CPU_GTAB_SIZE];
-    struct cpu_psc_entry *c;
-    uint64_t tag;
+    struct cpu_psc_entry *c = psc_slot(cpu, w->x->la);
 
     if (w->shape.entry_size != 8 || w->x->quiet) {
         return;
     }
-    c = psc_slot(cpu, w->x->la, &tag);
     *c = (struct cpu_psc_entry){
-        .tag = tag,
+        .tag = (w->x->la >> 21) + 1,
+        .fresh = psc_fresh(cpu, w->x->la),
         .pt = (uint64_t *)(void *)(w->slot[w->level - 1] - (w->level == 1 ? pt_index(w->x->la, 1) * 8 : 0)),
         .level = w->level,
         .rights = rights_above | (g->tag == (table >> PAGE_SHIFT) + 1 && g->writable ? RIGHT_TABLE_W : 0),
-        .key = cpu->mmu->psc_key,
+        .key = cpu->mmu->guest_key,
         .cr3 = cpu->cr3,
     };
+    for (unsigned level = w->shape.levels; !cpu->shadow.on && w->shape.levels > 2 && level > w->level; level--, c->above++) {
+        c->up[c->above].slot = (const uint64_t *)(const void *)w->slot[level - 1];
+        c->up[c->above].seen = w->seen[level - 1] | X86_PTE_A;
+    }
 }
 
 /* One step: reads the entry for w->level in w->table. */
@@ -519,7 +555,7 @@ enum cpu_xlate_result cpu_guest_walk(struct cpu *cpu, struct cpu_xlate *x)
     bool again;
 
     w.x = x;
-    w.shape = shape_now(cpu);
+    shape_set(cpu, &w.shape);
     if (cpu->efer & X86_EFER_LMA) {
         if (unlikely(!is_canonical(cpu, x->la))) {
             return CPU_XLATE_CANONICAL;

@@ -29,6 +29,8 @@ CODE(add_device, "addl $3,(%rsi)\nmov $7,%ebx");
 /* Touch, point the entry elsewhere, touch again (stale is allowed), INVLPG, touch. */
 CODE(remap, "mov (%rsi),%rax\nmov %rdx,(%rdi)\ninvlpg (%rsi)\nmov (%rsi),%rbx");
 CODE(remap_cr3, "mov (%rsi),%rax\nmov %rdx,(%rdi)\nmov %cr3,%rcx\nmov %rcx,%cr3\nmov (%rsi),%rbx");
+/* Touch a page, point the directory's entry to another table, INVLPG of %rbp, touch the page's neighbour. */
+CODE(retable, "mov (%rsi),%rax\nmov %rdx,(%rdi)\ninvlpg (%rbp)\nmov 0x1000(%rsi),%rbx");
 CODE(spin, "1: inc %rax\njmp 1b");
 
 #define PT   0x9000u
@@ -147,6 +149,36 @@ static void test_remap(void **state)
     remap_with(*state, remap_cr3, remap_cr3_end);
 }
 
+/*
+ * INVLPG of any address makes the processor look at the tables above anew: an operating system that maps its tables
+ * into themselves invalidates the window, not the region, when it replaces a table.
+ */
+static void test_table_replaced(void **state)
+{
+    struct fixture *f = *state;
+    uint64_t *pd = (uint64_t *)(void *)(f->b.ram + 0x3000), old = pd[2];
+    uint64_t *other = (uint64_t *)(void *)(f->b.ram + 0x21000);
+
+    memcpy(other, guest_pt(f), 4096);
+    other[4] = (LA + 0x6000) | X86_PTE_P | X86_PTE_W;
+    put64(f, LA + 0x4000, 111);
+    put64(f, LA + 0x6000, 222);
+    for (unsigned i = 0; i < 4; i++) {
+        bool change = i % 2;
+
+        pd[2] = old;
+        begin(f, retable, retable_end, LA + 0x3000);
+        cpu_tlb_flush_page(f->cpu, LA + 0x4000);
+        f->cpu->regs[CPU_RBP] = 0x5000;
+        f->cpu->regs[CPU_RDI] = 0x3000 + 2 * 8;
+        f->cpu->regs[CPU_RDX] = change ? 0x21000 | X86_PTE_P | X86_PTE_W : old;
+        finish(f);
+        assert_int_equal(f->cpu->regs[CPU_RBX], change ? 222 : 111);
+    }
+    pd[2] = old;
+    cpu_tlb_flush_all(f->cpu);
+}
+
 /* 5,000 CR3 loads pass the wrap of the 12-bit generations: an entry of long ago must not come back. */
 static void test_generations_wrap(void **state)
 {
@@ -164,17 +196,23 @@ static void test_generations_wrap(void **state)
     guest_pt(f)[3] = (LA + 0x3000) | X86_PTE_P | X86_PTE_W;
 }
 
-/* Load from the page that belongs to PCID n, with CR3 loaded without a flush. Returns the TLB misses. */
-static uint64_t load_as(struct fixture *f, unsigned n)
+/* Load from a page as PCID n, with CR3 loaded without a flush. Returns the TLB misses. */
+static uint64_t load_page_as(struct fixture *f, unsigned n, uint64_t la)
 {
     uint64_t misses = f->cpu->counters.tlb_misses;
 
     cpu_tlb_load_cr3(f->cpu, (n == 1 ? 0x1000 : 0x20000) | n | X86_CR3_NOFLUSH);
     cpu_mode_changed(f->cpu);
     f->cpu->rip = BARE_CODE;
-    f->cpu->regs[CPU_RSI] = LA + n * 0x1000;
+    f->cpu->regs[CPU_RSI] = la;
     finish(f);
     return f->cpu->counters.tlb_misses - misses;
+}
+
+/* The page that belongs to PCID n. */
+static uint64_t load_as(struct fixture *f, unsigned n)
+{
+    return load_page_as(f, n, LA + n * 0x1000);
 }
 
 /* Entries of a PCID that is switched out stay, and are its own. */
@@ -193,6 +231,13 @@ static void test_pcids(void **state)
     assert_int_equal(load_as(f, 1), 1);
     cpu_tlb_flush_page(f->cpu, LA + 0x1000);
     assert_int_equal(load_as(f, 1), 1);
+    /* The same linear page under two PCIDs: both entries stay, INVLPG takes the current one's. */
+    for (unsigned i = 0; i < 6; i++) {
+        assert_int_equal(load_page_as(f, 1 + i % 2, LA + 0x5000), i < 2);
+    }
+    cpu_tlb_flush_page(f->cpu, LA + 0x5000);
+    assert_int_equal(load_page_as(f, 1, LA + 0x5000), 0);
+    assert_int_equal(load_page_as(f, 2, LA + 0x5000), 1);
     f->cpu->cr4 &= ~X86_CR4_PCIDE;
 }
 
@@ -325,6 +370,7 @@ int main(void)
         cmocka_unit_test(test_page_crossing),
         cmocka_unit_test(test_crossing_store_faults_whole),
         cmocka_unit_test(test_remap),
+        cmocka_unit_test(test_table_replaced),
         cmocka_unit_test(test_generations_wrap),
         cmocka_unit_test(test_pcids),
         cmocka_unit_test(test_violation_and_repair),
