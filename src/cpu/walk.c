@@ -430,27 +430,6 @@ static enum cpu_xlate_result step(struct cpu *cpu, struct walk *w, uint64_t *gpa
     return CPU_XLATE_OK;
 }
 
-/* CR3 was set from outside: its PDPTEs are loaded when they are needed, as memory may not have been there. One with
- * reserved bits, which MOV to CR3 would have refused, counts as not present. */
-static enum cpu_xlate_result pdptes_reload(struct cpu *cpu, struct cpu_xlate *x)
-{
-    uint64_t reserved = (~((UINT64_C(1) << cpu->maxphyaddr) - 1)) | UINT64_C(0x1e6);
-    enum cpu_xlate_result res;
-    uint8_t *host;
-
-    res = cpu_gtab_host(cpu, x, cpu->cr3 & UINT64_C(0xffffffe0), false, &host);
-    if (res != CPU_XLATE_OK) {
-        return res;
-    }
-    for (unsigned i = 0; i < 4; i++) {
-        uint64_t pdpte = cpu_guest_get64(host + 8 * i);
-
-        cpu->pdptr[i] = pdpte & reserved ? 0 : pdpte;
-    }
-    cpu->pdptes_stale = 0;
-    return CPU_XLATE_OK;
-}
-
 /* Where a walk over shadow tables begins. */
 static enum cpu_xlate_result walk_root_shadow(struct cpu *cpu, struct walk *w)
 {
@@ -481,7 +460,7 @@ static enum cpu_xlate_result walk_root(struct cpu *cpu, struct walk *w)
     if (w->shape.entry_size == 4) {
         w->table = cpu->cr3 & UINT64_C(0xfffff000);
     } else if (w->shape.levels == 2) {
-        enum cpu_xlate_result res = unlikely(cpu->pdptes_stale) ? pdptes_reload(cpu, w->x) : CPU_XLATE_OK;
+        enum cpu_xlate_result res = unlikely(cpu->pdptes_stale) ? cpu_reload_pdptes(cpu, w->x) : CPU_XLATE_OK;
         uint64_t pdpte = cpu->pdptr[w->x->la >> 30 & 3];
 
         if (unlikely(res != CPU_XLATE_OK)) {
@@ -591,41 +570,4 @@ enum cpu_xlate_result cpu_xlate(struct cpu *cpu, struct cpu_xlate *x)
     }
     x->final = true;
     return cpu_nested_translate(cpu, x->gpa, access, x->quiet, &x->nested);
-}
-
-/*
- * PAE's four top entries; see walk.h.
- * Source: Intel, "PDPTE registers": loaded with CR3 or on changes of CR0 and CR4 that concern paging.
- */
-bool cpu_load_pdptes(struct cpu *cpu, const struct cpu_op *op, uint64_t cr3)
-{
-    uint64_t reserved = (~((UINT64_C(1) << cpu->maxphyaddr) - 1)) | UINT64_C(0x1e6);
-    struct cpu_xlate x = {.access = CPU_ACCESS_READ};
-    enum cpu_xlate_result res;
-    uint64_t pdpte[4];
-    uint8_t *host;
-
-    if (cpu->shadow.on) {
-        if (!cpu_shadow_pdptes(cpu, op, cr3, pdpte)) {
-            return false;
-        }
-        host = (uint8_t *)pdpte;
-        res = CPU_XLATE_OK;
-    } else {
-        res = cpu_gtab_host(cpu, &x, cr3 & UINT64_C(0xffffffe0), false, &host);
-    }
-    if (res != CPU_XLATE_OK) {
-        cpu_exit_second_stage(cpu, &x, res);
-        cpu_sync_rip(cpu, op);
-        return false;
-    }
-    for (unsigned i = 0; i < 4; i++) {
-        pdpte[i] = cpu_guest_get64(host + 8 * i);
-        if ((pdpte[i] & X86_PTE_P) && (pdpte[i] & reserved)) {
-            return cpu_raise_code(cpu, op, X86_GP, 0);
-        }
-    }
-    memcpy(cpu->pdptr, pdpte, sizeof(pdpte));
-    cpu->pdptes_stale = 0;
-    return true;
 }

@@ -99,6 +99,7 @@ void cpu_exit_second_stage(struct cpu *cpu, const struct cpu_xlate *x, enum cpu_
 /* PAE: load the four PDPTEs from CR3. False: one has reserved bits set (the caller raises #GP), or the
  * second stage denies them (an exit is recorded). */
 struct cpu_op;
+enum cpu_xlate_result cpu_reload_pdptes(struct cpu *cpu, struct cpu_xlate *x);
 bool cpu_load_pdptes(struct cpu *cpu, const struct cpu_op *op, uint64_t cr3) must_check;
 
 #endif
