@@ -61,16 +61,22 @@ static uint32_t matches(const struct cpu *cpu, uint32_t kinds, uint64_t addr, un
     return hit;
 }
 
+/* What a hypervisor that debugs the guest is told; RIP is synchronised. */
+static void debug_exit(struct cpu *cpu, uint32_t dr6)
+{
+    cpu->exit.reason = CPU_EXIT_DEBUG;
+    cpu->exit.insn_len = 0;
+    cpu->exit.debug.vector = X86_DB;
+    cpu->exit.debug.dr6 = dr6;
+    cpu->exit.debug.pc = cpu->mode & CPU_MODE_64 ? cpu->rip : (uint32_t)(cpu->rip + cpu->seg_base[CPU_CS]);
+}
+
 /* Breakpoints in `hit` were met: the guest's #DB, or an exit when they are the hypervisor's. */
 static void report(struct cpu *cpu, uint32_t hit)
 {
     /* A device access that waits for its exit comes first. */
     if (cpu->has_host_dr && (hit & 0xf) && cpu->exit.reason == CPU_EXIT_NONE) {
-        cpu->exit.reason = CPU_EXIT_DEBUG;
-        cpu->exit.insn_len = 0;
-        cpu->exit.debug.vector = X86_DB;
-        cpu->exit.debug.dr6 = hit;
-        cpu->exit.debug.pc = cpu->mode & CPU_MODE_64 ? cpu->rip : (uint32_t)(cpu->rip + cpu->seg_base[CPU_CS]);
+        debug_exit(cpu, hit);
     }
     if (cpu->has_host_dr) {
         hit &= ~0xfu;
@@ -132,7 +138,12 @@ static bool check_dr(struct cpu *cpu, const struct cpu_op *op, unsigned *n)
     if (!cpu_need_cpl0(cpu, op)) {
         return false;
     }
-    if (cpu->dr7 & DR7_GD) {
+    if (unlikely(dr7_now(cpu) & DR7_GD)) {
+        if (cpu->has_host_dr) {
+            cpu_sync_rip(cpu, op);
+            debug_exit(cpu, DR6_BD);
+            return false;
+        }
         (void)!cpu_raise(cpu, op, X86_DB);
         cpu->fault.payload = DR6_BD;
         return false;

@@ -76,6 +76,7 @@ struct cpu_exit {
             uint16_t port;
             uint8_t size;      /* 1, 2, 4 */
             bool is_in, is_string, has_rep;
+            uint16_t count;    /* REP INS: so many elements may be answered at once; else 1 */
             uint32_t data;     /* OUT: what is written */
         } io;
         struct {
@@ -141,6 +142,15 @@ struct cpu_replay {
         bool is_io, is_write;
         uint8_t data[16];
     } entry[CPU_REPLAY_MAX];
+};
+
+/* What a hypervisor has read from a port ahead of a REP INS: later elements of the same instruction take it from
+ * here. An instruction that stops for a fault drops it. */
+#define CPU_AHEAD_BYTES 1024
+struct cpu_ahead {
+    uint16_t port, pos, end; /* bytes */
+    uint8_t size;
+    uint8_t data[CPU_AHEAD_BYTES];
 };
 
 /* Counted by the processor; read by anyone after cpu_run(). */

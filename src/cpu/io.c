@@ -9,6 +9,7 @@
 #include "cpu/opnd.h"
 #include "cpu/replay.h"
 #include "cpu/seg.h"
+#include "cpu/string_op.h"
 #include "cpu/system.h"
 
 #define TSS_IO_MAP_BASE 102u
@@ -58,7 +59,44 @@ static void leave(struct cpu *cpu, const struct cpu_op *op, uint16_t port, unsig
     cpu->exit.io.is_in = true;
     cpu->exit.io.is_string = op->flags & (CPU_OPF_REP | CPU_OPF_REPNE);
     cpu->exit.io.has_rep = cpu->exit.io.is_string;
+    cpu->exit.io.count = 1;
     cpu->exit.io.data = 0;
+}
+
+/* How many elements of a REP INS may be read at once: what the page, the buffer and the counter allow. Source: KVM's
+ * pio_in_emulated(). */
+static uint16_t ins_count(const struct cpu *cpu, const struct cpu_op *op, unsigned size)
+{
+    bool down = cpu->rflags_rest & X86_DF;
+    uint64_t left = cpu->regs[CPU_RCX] & cpu_str_mask(op);
+    uint64_t in_page = cpu->regs[CPU_RDI] & (PAGE_SIZE - 1);
+    uint64_t n = (down ? in_page : PAGE_SIZE - in_page) / size;
+
+    n = n < CPU_AHEAD_BYTES / size ? n : CPU_AHEAD_BYTES / size;
+    n = n < left ? n : left;
+    return n ? (uint16_t)n : 1;
+}
+
+/* The next element was read ahead: as if its exit had just been answered. False: restart the instruction alone first. */
+static bool ahead_take(struct cpu *cpu, const struct cpu_op *op, uint16_t port, unsigned size)
+{
+    struct cpu_ahead *a = &cpu->ahead;
+
+    if (likely(a->pos == a->end) || cpu->replay.next < cpu->replay.count) {
+        return true;
+    }
+    if (!(op->flags & CPU_OPF_REP) || a->port != port || a->size != size) {
+        a->pos = a->end = 0;
+        return true;
+    }
+    if (!cpu->alone) {
+        cpu_sync_rip(cpu, op);
+        cpu->restart_alone = 1;
+        return false;
+    }
+    cpu_replay_answer(cpu, port, a->data + a->pos, size);
+    a->pos = (uint16_t)(a->pos + size);
+    return true;
 }
 
 /* Read a port of 1, 2 or 4 bytes; see access.h. */
@@ -66,7 +104,7 @@ bool cpu_io_in(struct cpu *cpu, const struct cpu_op *op, uint16_t port, unsigned
 {
     uint32_t data = 0;
 
-    if (!may_access(cpu, op, port, size)) {
+    if (!may_access(cpu, op, port, size) || !ahead_take(cpu, op, port, size)) {
         return false;
     }
     switch (cpu_replay_read(cpu, op, true, port, &data, size)) {
@@ -74,6 +112,9 @@ bool cpu_io_in(struct cpu *cpu, const struct cpu_op *op, uint16_t port, unsigned
         break;
     case CPU_REPLAY_NEW:
         leave(cpu, op, port, size);
+        if (op->flags & CPU_OPF_REP) {
+            cpu->exit.io.count = ins_count(cpu, op, size);
+        }
         return false;
     default:
         return false;

@@ -55,7 +55,7 @@ static bool sregs_are_legal(const struct cpu *cpu, const struct cpu_sregs *in)
     if ((in->efer & X86_EFER_LME) && (in->cr0 & X86_CR0_PG)) {
         return (in->cr4 & X86_CR4_PAE) && (in->efer & X86_EFER_LMA) && !(in->cr3 >> cpu->maxphyaddr);
     }
-    return !(in->efer & X86_EFER_LMA) && !in->seg[CPU_CS].l && !(in->cr4 & X86_CR4_PCIDE);
+    return !(in->efer & X86_EFER_LMA) && !in->seg[CPU_CS].l;
 }
 
 /*

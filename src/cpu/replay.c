@@ -82,23 +82,53 @@ enum cpu_replay_state cpu_replay_write(struct cpu *cpu, const struct cpu_op *op,
     return CPU_REPLAY_NEW;
 }
 
+/* One answered read at the end of the list; the instruction is to be restarted. */
+static void answer(struct cpu *cpu, bool is_io, uint64_t addr, const void *data, unsigned size)
+{
+    struct cpu_replay *r = &cpu->replay;
+
+    if (never(r->count >= CPU_REPLAY_MAX || size > sizeof(r->entry[0].data))) {
+        return;
+    }
+    r->entry[r->count].addr = addr;
+    r->entry[r->count].size = (uint8_t)size;
+    r->entry[r->count].is_io = is_io;
+    r->entry[r->count].is_write = false;
+    memcpy(r->entry[r->count].data, data, size);
+    r->count++;
+}
+
+/* See replay.h. */
+void cpu_replay_answer(struct cpu *cpu, uint16_t port, const void *data, unsigned size)
+{
+    answer(cpu, true, port, data, size);
+}
+
 /*
  * Complete the device read that the last exit asked for.
  * data: size bytes, little-endian; size: that of the exit. Source: own.
  */
 void cpu_complete_read(struct cpu *cpu, const void *data, unsigned size)
 {
-    struct cpu_replay *r = &cpu->replay;
     bool is_io = cpu->exit.reason == CPU_EXIT_IO;
 
-    if (never(r->count >= CPU_REPLAY_MAX || size > sizeof(r->entry[0].data))) {
+    answer(cpu, is_io, is_io ? cpu->exit.io.port : cpu->exit.ept.gpa.v, data, size);
+    cpu->restart_alone = 1;
+}
+
+/* See run.h. What is beyond the first element waits in cpu->ahead. Source: KVM's complete_emulated_pio(). */
+void cpu_complete_in(struct cpu *cpu, const void *data, unsigned count)
+{
+    struct cpu_ahead *a = &cpu->ahead;
+    unsigned size = cpu->exit.io.size;
+
+    if (never(count == 0 || count * size > sizeof(a->data))) {
         return;
     }
-    r->entry[r->count].addr = is_io ? cpu->exit.io.port : cpu->exit.ept.gpa.v;
-    r->entry[r->count].size = (uint8_t)size;
-    r->entry[r->count].is_io = is_io;
-    r->entry[r->count].is_write = false;
-    memcpy(r->entry[r->count].data, data, size);
-    r->count++;
-    cpu->restart_alone = 1;
+    a->port = cpu->exit.io.port;
+    a->size = (uint8_t)size;
+    a->pos = 0;
+    a->end = (uint16_t)((count - 1) * size);
+    memcpy(a->data, (const uint8_t *)data + size, a->end);
+    cpu_complete_read(cpu, data, size);
 }

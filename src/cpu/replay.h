@@ -25,6 +25,9 @@ enum cpu_replay_state cpu_replay_read(struct cpu *cpu, const struct cpu_op *op, 
 enum cpu_replay_state cpu_replay_write(struct cpu *cpu, const struct cpu_op *op, bool is_io, uint64_t addr,
                                        const void *data, unsigned size);
 
+/* Put an answered port read on the list. */
+void cpu_replay_answer(struct cpu *cpu, uint16_t port, const void *data, unsigned size);
+
 /* The instruction, or one iteration of a repeated one, is complete: the list starts anew. */
 static inline void cpu_replay_reset(struct cpu *cpu)
 {

@@ -69,6 +69,7 @@ void cpu_reset(struct cpu *cpu, bool init)
     cpu->dr7 = RESET_DR7;
     cpu->event.type = cpu->fault.type = cpu->deferred.type = CPU_EVENT_NONE;
     cpu->restart_alone = 0;
+    cpu->ahead.pos = cpu->ahead.end = 0;
     cpu->interrupt_shadow = cpu->nmi_blocked = 0;
     cpu->db_pending = 0;
     memset(&cpu->replay, 0, sizeof(cpu->replay));

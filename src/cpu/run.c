@@ -237,6 +237,10 @@ static void guest_run(struct cpu *cpu)
             step(cpu);
             continue;
         }
+        if (unlikely(cpu->finish_only)) {
+            cpu->exit.reason = CPU_EXIT_KICK;
+            return;
+        }
         if (!events_deliver(cpu) || window_is_open(cpu)) {
             continue;
         }
@@ -313,6 +317,23 @@ static enum cpu_xlate_result walk_guarded(struct cpu *cpu, struct cpu_xlate *x)
         return res;
     }
     return CPU_XLATE_FAULT;
+}
+
+/* See run.h. Source: own; KVM's complete_userspace_io() leaves the instruction done likewise. */
+enum cpu_exit_reason cpu_finish(struct cpu *cpu)
+{
+    enum cpu_exit_reason reason;
+
+    cpu_epoch_change(cpu);
+    cpu->finish_only = 1;
+    reason = cpu_resume(cpu);
+    cpu->finish_only = 0;
+    return reason;
+}
+
+bool cpu_must_finish(const struct cpu *cpu)
+{
+    return cpu->restart_alone != 0;
 }
 
 /* See run.h. Walks the tables without touching accessed bits or caches. */

@@ -37,6 +37,16 @@ enum cpu_exit_reason cpu_resume(struct cpu *cpu);
 /* Complete the device read that the last exit asked for; data: size bytes, little-endian. */
 void cpu_complete_read(struct cpu *cpu, const void *data, unsigned size);
 
+/* Complete a CPU_EXIT_IO for reading; data: io.size * count bytes, 1 <= count <= io.count. */
+void cpu_complete_in(struct cpu *cpu, const void *data, unsigned count);
+
+/*
+ * Run an instruction whose device read has been answered to its end, and nothing else: no event is delivered. Returns
+ * CPU_EXIT_KICK when it is done or there was none, else what it needs next, as cpu_run().
+ */
+enum cpu_exit_reason cpu_finish(struct cpu *cpu);
+bool cpu_must_finish(const struct cpu *cpu);
+
 /* Step over the instruction at which the exit left RIP (CPUID, RDMSR, WRMSR, HYPERCALL, ...). */
 void cpu_skip_insn(struct cpu *cpu);
 

@@ -195,6 +195,7 @@ struct cpu {
     uint64_t host_dr[4], host_dr7;
     uint32_t db_pending;         /* DR6 bits of the #DB trap that the instruction at hand has earned */
     uint8_t restart_alone;       /* run the instruction at RIP by itself, before anything else: replay.h */
+    uint8_t finish_only;         /* cpu_finish(): leave when the instruction to restart is done */
     uint8_t alone;               /* the block that runs is one instruction and leads nowhere */
     uint8_t pause_count;         /* PAUSEs met since the last one that ended in an exit */
 
@@ -227,6 +228,7 @@ struct cpu {
 
     struct cpu_exit exit;        /* why cpu_run() came back */
     struct cpu_replay replay;    /* device accesses of the instruction at hand that are done */
+    struct cpu_ahead ahead;      /* elements of a REP INS that have been read already */
     struct cpu_block_cache *blocks;
     struct cpu_block **jump_cache_own, **jump_cache_none; /* the second stays empty: for instructions run alone */
     struct cpu_event deferred;   /* an injected event that must wait for a fault met before it */

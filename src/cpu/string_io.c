@@ -46,16 +46,20 @@ static void repeat(struct cpu *cpu, const struct cpu_op *op, one_fn *one)
 {
     while (cpu->regs[CPU_RCX] & cpu_str_mask(op)) {
         if (!one(cpu, op)) {
+            if (cpu->fault.type != CPU_EVENT_NONE) {
+                cpu->ahead.pos = cpu->ahead.end = 0;
+            }
             return;
         }
         cpu_replay_reset(cpu);
         cpu_str_add(cpu, op, CPU_RCX, -1);
-        if ((cpu->regs[CPU_RCX] & cpu_str_mask(op)) && ((cpu->mode & CPU_MODE_TF) || cpu_must_leave(cpu))) {
+        if ((cpu->regs[CPU_RCX] & cpu_str_mask(op)) && ((cpu->mode & CPU_MODE_TF) || (cpu->ahead.pos == cpu->ahead.end && cpu_must_leave(cpu)))) {
             cpu_sync_rip(cpu, op);
             cpu->icount += (cpu->mode & CPU_MODE_TF) != 0; /* each element is traced as an instruction */
             return;
         }
     }
+    cpu->ahead.pos = cpu->ahead.end = 0; /* more may be there: the counter was changed from outside */
     cpu_end_block(cpu, op);
 }
 

@@ -14,7 +14,8 @@
 #define MANUAL_DIRTY (KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET)
 #define GUEST_DEBUG                                                                                \
     (KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_SW_BP |                      \
-     KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_INJECT_BP | KVM_GUESTDBG_INJECT_DB)
+     KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_INJECT_BP | KVM_GUESTDBG_INJECT_DB |  \
+     KVM_GUESTDBG_BLOCKIRQ)
 #define USER_MSR                                                                                   \
     (KVM_MSR_EXIT_REASON_INVAL | KVM_MSR_EXIT_REASON_UNKNOWN | KVM_MSR_EXIT_REASON_FILTER)
 
@@ -126,8 +127,14 @@ static int enable_locked(struct kvm_vm *vm, const struct kvm_enable_cap *cap)
         vm->disabled_quirks = cap->args[0];
         return 0;
     case KVM_CAP_MAX_VCPU_ID:
-        if (kvm_vm_nr_vcpus(vm) || !cap->args[0] || cap->args[0] > KVM_VM_MAX_VCPUS) {
+        if (cap->args[0] > KVM_VM_MAX_VCPUS) {
             return -EINVAL;
+        }
+        if (vm->max_vcpu_id == cap->args[0]) {
+            return 0;
+        }
+        if (vm->max_vcpu_id || kvm_vm_nr_vcpus(vm)) {
+            return -EINVAL; /* set once, before the first vCPU */
         }
         vm->max_vcpu_id = (uint32_t)cap->args[0];
         return 0;

@@ -25,10 +25,31 @@
 #include "softkvm/state.h"
 #include "softkvm/vcpu.h"
 
+#define DR6_STEPPED 0xffff4ff0u /* BS, and the bits that are always one */
+
 static int leave(struct kvm_vcpu *v, uint32_t reason)
 {
     v->run->exit_reason = reason;
     return KVM_LEAVE;
+}
+
+/*
+ * The instruction that the processor left to us is done. KVM_GO_ON; KVM_LEAVE when user space steps through the guest.
+ * Source: KVM's kvm_skip_emulated_instruction() and kvm_vcpu_do_singlestep().
+ */
+static int skip_insn(struct kvm_vcpu *v)
+{
+    struct kvm_debug_exit_arch *d = &v->run->debug.arch;
+
+    cpu_skip_insn(v->cpu);
+    if (likely(!v->cpu->single_step)) {
+        return KVM_GO_ON;
+    }
+    d->exception = X86_DB;
+    d->pc = v->cpu->rip + v->cpu->seg_base[CPU_CS];
+    d->dr6 = DR6_STEPPED;
+    d->dr7 = v->cpu->dr7;
+    return leave(v, KVM_EXIT_DEBUG);
 }
 
 static int inject_gp(struct kvm_vcpu *v)
@@ -241,7 +262,7 @@ static int handle_io(struct kvm_vcpu *v)
     v->run->io.direction = e->io.is_in ? KVM_EXIT_IO_IN : KVM_EXIT_IO_OUT;
     v->run->io.size = e->io.size;
     v->run->io.port = e->io.port;
-    v->run->io.count = 1;
+    v->run->io.count = e->io.count;
     v->run->io.data_offset = KVM_VCPU_PIO_PAGE * PAGE_SIZE;
     KVM_COUNT(&v->counters.io_exits);
     return leave(v, KVM_EXIT_IO);
@@ -259,8 +280,7 @@ static int handle_cpuid(struct kvm_vcpu *v)
     r[CPU_RBX] = out[1];
     r[CPU_RCX] = out[2];
     r[CPU_RDX] = out[3];
-    cpu_skip_insn(v->cpu);
-    return KVM_GO_ON;
+    return skip_insn(v);
 }
 
 /* Give an MSR access that failed to user space if it asked for that. */
@@ -284,11 +304,11 @@ static int msr_to_user(struct kvm_vcpu *v, enum kvm_msr_result why)
     return leave(v, is_write ? KVM_EXIT_X86_WRMSR : KVM_EXIT_X86_RDMSR);
 }
 
-static void finish_rdmsr(struct kvm_vcpu *v, uint64_t value)
+static int finish_rdmsr(struct kvm_vcpu *v, uint64_t value)
 {
     v->cpu->regs[CPU_RAX] = (uint32_t)value;
     v->cpu->regs[CPU_RDX] = value >> 32;
-    cpu_skip_insn(v->cpu);
+    return skip_insn(v);
 }
 
 static int handle_rdmsr(struct kvm_vcpu *v)
@@ -303,8 +323,7 @@ static int handle_rdmsr(struct kvm_vcpu *v)
         TRACE(&v->vm->s->trace, exit_msr, "read %llx failed", index);
         return msr_to_user(v, r);
     }
-    finish_rdmsr(v, value);
-    return KVM_GO_ON;
+    return finish_rdmsr(v, value);
 }
 
 static int handle_wrmsr(struct kvm_vcpu *v)
@@ -318,8 +337,7 @@ static int handle_wrmsr(struct kvm_vcpu *v)
         TRACE(&v->vm->s->trace, exit_msr, "write %llx of %llx failed", e->msr.index, e->msr.value);
         return msr_to_user(v, r);
     }
-    cpu_skip_insn(v->cpu);
-    return KVM_GO_ON;
+    return skip_insn(v);
 }
 
 /* KVM_HC_* numbers and answers that guests know from <linux/kvm_para.h>. */
@@ -345,8 +363,7 @@ static int handle_hypercall(struct kvm_vcpu *v)
         ret = -HC_ENOSYS;
     }
     r[CPU_RAX] = is_long ? ret : (uint32_t)ret;
-    cpu_skip_insn(v->cpu);
-    return KVM_GO_ON;
+    return skip_insn(v);
 }
 
 static int handle_xsetbv(struct kvm_vcpu *v)
@@ -356,8 +373,7 @@ static int handle_xsetbv(struct kvm_vcpu *v)
     if (cpu_set_xcr(v->cpu, e->xcr.index, e->xcr.value) < 0) {
         return inject_gp(v);
     }
-    cpu_skip_insn(v->cpu);
-    return KVM_GO_ON;
+    return skip_insn(v);
 }
 
 /* A lower CR8 may let interrupts through; user space hears of it when it owns the APIC. */
@@ -504,15 +520,12 @@ static int complete_mmio(struct kvm_vcpu *v)
     return KVM_GO_ON;
 }
 
-static void complete_msr(struct kvm_vcpu *v, bool is_read)
+static int complete_msr(struct kvm_vcpu *v, bool is_read)
 {
     if (v->run->msr.error) {
-        inject_gp(v);
-    } else if (is_read) {
-        finish_rdmsr(v, v->run->msr.data);
-    } else {
-        cpu_skip_insn(v->cpu);
+        return inject_gp(v);
     }
+    return is_read ? finish_rdmsr(v, v->run->msr.data) : skip_insn(v);
 }
 
 int kvm_exit_complete(struct kvm_vcpu *v)
@@ -525,9 +538,10 @@ int kvm_exit_complete(struct kvm_vcpu *v)
     }
     p->kind = KVM_PENDING_NONE;
     if (kind == KVM_PENDING_PIO_IN) {
-        cpu_complete_read(v->cpu, (uint8_t *)v->run + KVM_VCPU_PIO_PAGE * PAGE_SIZE, p->size);
+        /* As many as the exit said, whatever the run page says now. */
+        cpu_complete_in(v->cpu, (uint8_t *)v->run + KVM_VCPU_PIO_PAGE * PAGE_SIZE, v->cpu->exit.io.count);
     } else if (kind == KVM_PENDING_RDMSR || kind == KVM_PENDING_WRMSR) {
-        complete_msr(v, kind == KVM_PENDING_RDMSR);
+        return complete_msr(v, kind == KVM_PENDING_RDMSR);
     }
     return KVM_GO_ON;
 }

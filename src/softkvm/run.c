@@ -154,6 +154,9 @@ static void inject_events(struct kvm_vcpu *v)
         v->cpu->want_intr_window = 1; /* look again when this one is delivered */
         return;
     }
+    if (unlikely(v->debug.control & KVM_GUESTDBG_BLOCKIRQ)) {
+        return; /* KVM_SET_GUEST_DEBUG asks for events anew */
+    }
     if (inject_nmi(v) || peek_interrupt(v) < 0) {
         return;
     }
@@ -325,6 +328,27 @@ static int loop(struct kvm_vcpu *v)
     return r;
 }
 
+/*
+ * The instruction whose device access has just been answered is done before KVM_RUN returns for immediate_exit, so that
+ * the state that user space then saves is one between instructions. KVM_GO_ON: it is done.
+ */
+static int finish_access(struct kvm_vcpu *v)
+{
+    int r = KVM_GO_ON;
+
+    while (r == KVM_GO_ON && cpu_must_finish(v->cpu)) {
+        enum cpu_exit_reason reason;
+
+        kvm_read_end(v);
+        atomic_store(&v->in_guest, 1);
+        reason = cpu_finish(v->cpu);
+        atomic_store_explicit(&v->in_guest, 0, memory_order_release);
+        kvm_read_begin(v);
+        r = kvm_exit_handle(v, reason);
+    }
+    return r;
+}
+
 /* What user space reads beside the exit itself. */
 static void fill_run(struct kvm_vcpu *v)
 {
@@ -384,8 +408,8 @@ static int run_whole(struct kvm_vcpu *v)
     r = v->pending.kind == KVM_PENDING_NONE ? KVM_GO_ON : kvm_exit_complete(v);
     if (r == KVM_GO_ON) {
         if (__atomic_load_n(&v->run->immediate_exit, __ATOMIC_RELAXED)) {
-            v->run->exit_reason = KVM_EXIT_INTR;
-            r = -EINTR;
+            r = finish_access(v);
+            r = r == KVM_GO_ON ? -EINTR : r; /* the exit reason stays that of the exit just completed */
         } else {
             v->run->exit_reason = KVM_EXIT_UNKNOWN;
             r = loop(v);

@@ -484,6 +484,7 @@ int kvm_state_set_guest_debug(struct kvm_vcpu *v, const struct kvm_guest_debug *
         memset(&v->debug, 0, sizeof(v->debug));
     }
     guest_debug_apply(v);
+    kvm_vcpu_request(v, KVM_REQUEST_EVENT);
     return 0;
 }
 

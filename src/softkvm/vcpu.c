@@ -153,7 +153,7 @@ int kvm_vcpu_create(struct kvm_vm *vm, unsigned long id)
 {
     int r;
 
-    if (id >= vm->max_vcpu_id) {
+    if (id >= (vm->max_vcpu_id ? vm->max_vcpu_id : KVM_VM_MAX_VCPUS)) {
         return -EINVAL;
     }
     pthread_mutex_lock(&vm->lock);

@@ -62,7 +62,7 @@ int kvm_vm_new(struct softkvm *s, unsigned long type, struct kvm_vm **out)
     vm->irq = &kvm_irq_chips;
     vm->tsc_khz = s->tsc_khz;
     vm->tsc_offset = -(int64_t)__rdtsc();
-    vm->max_vcpu_id = KVM_VM_MAX_VCPUS;
+    vm->max_vcpu_id = 0; /* not set: KVM_VM_MAX_VCPUS */
     atomic_store(&vm->refs, 1);
     init_locks(vm);
     kvm_slots_init(vm);

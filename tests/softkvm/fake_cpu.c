@@ -74,6 +74,22 @@ void cpu_complete_read(struct cpu *cpu, const void *data, unsigned size)
     cpu->replay.entry[0].size = (uint8_t)size;
 }
 
+void cpu_complete_in(struct cpu *cpu, const void *data, unsigned count)
+{
+    cpu_complete_read(cpu, data, cpu->exit.io.size * count);
+}
+
+enum cpu_exit_reason cpu_finish(struct cpu *cpu)
+{
+    return cpu_run(cpu);
+}
+
+bool cpu_must_finish(const struct cpu *cpu)
+{
+    (void)cpu;
+    return false;
+}
+
 void cpu_skip_insn(struct cpu *cpu)
 {
     cpu->rip += cpu->exit.insn_len;
