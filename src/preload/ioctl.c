@@ -21,14 +21,19 @@ PRELOAD_REAL(int, ioctl, int fd, unsigned long request, ...)
 static int run_vcpu(struct preload_fd *e, void *arg)
 {
     struct softkvm *s = preload_active();
-    int ret;
+    int ret, state;
 
     preload_run.engine = s;
     preload_run.soft = e->soft;
     preload_run.signalled = 0;
+    state = preload_cancel_hold(&preload_run);
     preload_run.active = 1;
+    if (preload_run.cancelled) {
+        softkvm_interrupt(s, e->soft); /* it came before `active` was seen */
+    }
     ret = softkvm_ioctl(s, e->soft, KVM_RUN, arg);
     preload_run.active = 0;
+    preload_cancel_allow(state);
     return ret;
 }
 

@@ -77,9 +77,18 @@ struct preload_run {
     int soft;
     volatile int active;
     volatile int signalled;
+    volatile int cancelled; /* pthread_cancel() was called for this thread */
+    int listed;             /* cancel.c's */
+    pthread_t thread;
+    struct preload_run *next;
 };
 extern __thread struct preload_run preload_run
     __attribute__((tls_model("initial-exec")));
+
+/* Around KVM_RUN, against cancellation in its midst (cancel.c). */
+int preload_cancel_hold(struct preload_run *run);
+void preload_cancel_allow(int state);
+void preload_cancel_forked(void);
 
 /* The ioctl of an engine descriptor, with new descriptors installed and signals honoured. */
 int preload_ioctl(struct preload_fd *e, unsigned long request, void *arg);

@@ -193,6 +193,7 @@ int preload_open(int flags)
 /* In a forked child the engine's threads are gone: it starts anew, and old descriptors answer EIO. */
 static void after_fork_in_child(void)
 {
+    preload_cancel_forked();
     pthread_mutex_init(&preload_lock, NULL);
 }
 
