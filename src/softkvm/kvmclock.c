@@ -399,6 +399,7 @@ enum kvm_msr_result kvm_pvclock_set_msr(struct kvm_vcpu *v, uint32_t index, uint
             return KVM_MSR_FAULT;
         }
         pv->steal_msr = value;
+        v->steal_on = (value & KVM_MSR_ENABLED) != 0;
         pv->steal_seen = 0;
         kvm_vcpu_request(v, KVM_REQUEST_STEAL);
         return KVM_MSR_DONE;

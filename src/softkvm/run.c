@@ -16,6 +16,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+#include <x86intrin.h>
 
 #include "arch/regs.h"
 #include "cpu/regs.h"
@@ -23,6 +24,7 @@
 #include "softkvm/exit.h"
 #include "softkvm/shadow/shadow.h"
 #include "softkvm/msr_filter.h"
+#include "softkvm/sigmask.h"
 #include "softkvm/state.h"
 #include "softkvm/vcpu.h"
 
@@ -50,11 +52,12 @@ static void serve_init_sipi(struct kvm_vcpu *v)
     }
 }
 
-/* Attention from outside: a kick ends KVM_RUN if immediate_exit says so, a signal always. */
+/* Attention from outside: a kick ends KVM_RUN if immediate_exit or a signal says so, an interruption always. */
 static int serve_user(struct kvm_vcpu *v)
 {
     bool kicked = kvm_vcpu_take_request(v, KVM_REQUEST_USER) &&
-                  __atomic_load_n(&v->run->immediate_exit, __ATOMIC_RELAXED);
+                  (__atomic_load_n(&v->run->immediate_exit, __ATOMIC_RELAXED) ||
+                   (v->sigmask_set && kvm_sigmask_pending(v)));
 
     if (kvm_vcpu_take_request(v, KVM_REQUEST_SIGNAL) || kicked) {
         KVM_COUNT(&v->counters.signal_exits);
@@ -399,11 +402,25 @@ static int take_run(struct kvm_vcpu *v)
     return 0;
 }
 
+/* KVM_RUN renews the guest's steal time, as vcpu_load() does; one that is 100 us old is new enough. */
+static void renew_steal(struct kvm_vcpu *v)
+{
+    uint64_t now = __rdtsc();
+
+    if (now - v->steal_renewed > v->vm->s->tsc_khz / 10) {
+        v->steal_renewed = now;
+        kvm_vcpu_request(v, KVM_REQUEST_STEAL);
+    }
+}
+
 /* From the second half of the last exit to the next exit. */
 static int run_whole(struct kvm_vcpu *v)
 {
     int r;
 
+    if (unlikely(v->steal_on)) {
+        renew_steal(v);
+    }
     kvm_read_begin(v);
     r = v->pending.kind == KVM_PENDING_NONE ? KVM_GO_ON : kvm_exit_complete(v);
     if (r == KVM_GO_ON) {
@@ -421,24 +438,7 @@ static int run_whole(struct kvm_vcpu *v)
     return r;
 }
 
-/* KVM_SET_SIGNAL_MASK: a signal that it lets through and that waits already ends the run before it
- * starts. */
-static bool has_unmasked_signal(struct kvm_vcpu *v)
-{
-    sigset_t pending;
-
-    sigemptyset(&pending);
-    sigpending(&pending);
-    for (int sig = 1; sig < NSIG; sig++) {
-        if (sigismember(&pending, sig) == 1 && sigismember(&v->sigmask, sig) == 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Run under the vCPU's own signal mask, if it has one: handlers of what it lets through run meanwhile
- * and end the run by softkvm_kick() or softkvm_interrupt(). */
+/* Run with the vCPU's own signal mask, if it has one. */
 static int run_masked(struct kvm_vcpu *v)
 {
     sigset_t old;
@@ -447,9 +447,9 @@ static int run_masked(struct kvm_vcpu *v)
     if (likely(!v->sigmask_set)) {
         return run_whole(v);
     }
-    pthread_sigmask(SIG_SETMASK, &v->sigmask, &old);
+    kvm_sigmask_enter(v, &old);
     r = run_whole(v);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    kvm_sigmask_leave(v, &old);
     return r;
 }
 
@@ -467,7 +467,7 @@ int kvm_vcpu_run(struct kvm_vcpu *v)
     }
     v->has_run = true;
     v->memory_touched = true;
-    if (unlikely(v->sigmask_set) && has_unmasked_signal(v)) {
+    if (unlikely(v->sigmask_set) && kvm_sigmask_pending(v)) {
         v->run->exit_reason = KVM_EXIT_INTR;
         return -EINTR;
     }

@@ -17,6 +17,7 @@
 
 #include "cpu/state.h"
 #include "softkvm/ring.h"
+#include "softkvm/timer.h"
 #include "softkvm/vm.h"
 
 /* Requests: set by anyone with kvm_vcpu_request(), served by the vCPU before its next guest entry. */
@@ -119,8 +120,12 @@ struct kvm_vcpu {
     bool has_run;
     bool unhalted;                  /* a PV kick has come: the next HLT ends at once */
     bool memory_touched;            /* since the last guest entry user space may have written code */
+    bool steal_on;                  /* the guest wants its steal time: every KVM_RUN renews it */
+    uint64_t steal_renewed;         /* host TSC then */
     bool sigmask_set;
     sigset_t sigmask;
+    _Atomic bool sigmask_run;       /* inside KVM_RUN with a mask: signal_timer goes on */
+    struct kvm_timer signal_timer;
     uint32_t tsc_khz;
     struct kvm_guest_debug debug;
     int extint_vector;              /* KVM_INTERRUPT without an in-kernel PIC; -1 */

@@ -10,6 +10,7 @@
 #include "softkvm/cpuid.h"
 #include "softkvm/inspect_impl.h"
 #include "softkvm/msr.h"
+#include "softkvm/sigmask.h"
 #include "softkvm/state.h"
 #include "softkvm/stats.h"
 #include "softkvm/user.h"
@@ -153,37 +154,6 @@ static int interrupt(struct kvm_vcpu *v, const void *arg)
     }
     v->extint_vector = (int)irq.irq;
     kvm_vcpu_request(v, KVM_REQUEST_EVENT);
-    return 0;
-}
-
-static int set_signal_mask(struct kvm_vcpu *v, const void *arg)
-{
-    struct kvm_signal_mask mask;
-    uint64_t bits;
-    int r;
-
-    if (!arg) {
-        v->sigmask_set = false;
-        return 0;
-    }
-    r = kvm_user_read(&mask, arg, sizeof(mask));
-    if (r < 0) {
-        return r;
-    }
-    if (mask.len != sizeof(bits)) {
-        return -EINVAL;
-    }
-    r = kvm_user_read(&bits, (const char *)arg + sizeof(mask), sizeof(bits));
-    if (r < 0) {
-        return r;
-    }
-    sigemptyset(&v->sigmask);
-    for (int sig = 1; sig <= 64; sig++) {
-        if (bits >> (sig - 1) & 1) {
-            sigaddset(&v->sigmask, sig);
-        }
-    }
-    v->sigmask_set = true;
     return 0;
 }
 
@@ -336,7 +306,7 @@ static int other_ioctl(struct kvm_vcpu *v, unsigned long request, void *arg)
         kvm_vcpu_post_nmi(v);
         return 0;
     case KVM_SET_SIGNAL_MASK:
-        return set_signal_mask(v, arg);
+        return kvm_sigmask_set(v, arg);
     case KVM_SET_GUEST_DEBUG:
         return set_guest_debug(v, arg);
     case KVM_TRANSLATE:

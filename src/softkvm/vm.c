@@ -27,6 +27,7 @@ static void vm_free(struct kvm_vm *vm)
     uint32_t i;
 
     vm->irq->vm_stop(vm);
+    kvm_timers_stop(vm->signal_timers);
     kvm_for_each_vcpu (i, v, vm) {
         vm->irq->vcpu_fini(v);
     }
@@ -37,6 +38,7 @@ static void vm_free(struct kvm_vm *vm)
     }
     kvm_mmu_fini(vm);
     kvm_slots_fini(vm);
+    kvm_timers_free(vm->signal_timers);
     kvm_msr_filter_free(atomic_load(&vm->msr_filter));
     cpu_peers_free(vm->peers);
     pthread_mutex_destroy(&vm->lock);

@@ -75,6 +75,7 @@ struct kvm_vm {
      * non-null; what they point to has the locks that its header says. */
     pthread_mutex_t irq_lock;
     struct kvm_chips *chips;         /* IOAPIC, 8259, 8254, routing, irqfds */
+    struct kvm_timers *signal_timers; /* sigmask.c's; made under vm->lock, constant then */
     struct kvm_clock *clock;         /* kvmclock and its base */
     struct kvm_buses *buses;         /* MMIO, PIO, fast MMIO; ioeventfds, coalesced zones */
 
