@@ -28,11 +28,14 @@ enum strata_fast_flags {
     STRATA_FAST_IOMMU = 16, /* is to be translated */
 };
 
-/* A flat range: bytes [start, last], found at host address bias + addr. */
+/* A flat range: bytes [start, last], found at host address bias + addr. When one client alone wants
+ * to know of writes, bit (addr + marks_bias) / 4096 of its bitmap `marks` says whether it knows already. */
 struct strata_fast_range {
     strata_addr start, last;
     uintptr_t bias;
     uint32_t flags;
+    const uint64_t *marks; /* null: strata_lens_mark() decides */
+    strata_addr marks_bias;
 };
 
 /*
@@ -104,6 +107,16 @@ static inline bool strata_fast_fits(const struct strata_fast_range *range, strat
     return range->last - addr >= more;
 }
 
+/* Is the page of a byte that has been written known to be dirty, to all that want to know? */
+static inline bool strata_fast_is_marked(const struct strata_fast_range *range, strata_addr addr)
+{
+    const uint64_t *marks = __atomic_load_n(&range->marks, __ATOMIC_RELAXED);
+    uint64_t page = (addr + range->marks_bias) >> 12;
+
+    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the byte's store stays before the look */
+    return marks && (__atomic_load_n(&marks[page / 64], __ATOMIC_RELAXED) >> page % 64 & 1);
+}
+
 /* Bytes of a range with STRATA_FAST_MARK have been written: enter them in the dirty bitmaps. */
 STRATA_PUBLIC void strata_lens_mark(const struct strata_fast_range *range, strata_addr addr,
                                     uint64_t len);
@@ -149,7 +162,9 @@ STRATA_PUBLIC void strata_lens_mark(const struct strata_fast_range *range, strat
                                                                                                    \
             if (__builtin_expect(flags & STRATA_FAST_MARK, 1)) {                                   \
                 strata_racy_write##bits(range->bias + addr, value);                                \
-                if (__builtin_expect(!(flags & STRATA_FAST_WRITE), 0)) {                           \
+                if (!(flags & STRATA_FAST_WRITE) &&                                                \
+                    (!strata_fast_is_marked(range, addr) ||                                        \
+                     !strata_fast_is_marked(range, addr + (bits / 8 - 1)))) {                      \
                     strata_lens_mark(range, addr, bits / 8);                                       \
                 }                                                                                  \
                 return STRATA_OK;                                                                  \

@@ -33,7 +33,11 @@ bool memory_place_is_direct(const struct memory_place *place, const struct memor
 /* Bytes of a RAM range have been written. */
 void memory_place_mark_dirty(const struct memory_place *place, uint64_t len)
 {
-    if (!(__atomic_load_n(&place->range->head.flags, __ATOMIC_ACQUIRE) & STRATA_FAST_WRITE)) {
+    const struct strata_fast_range *head = &place->range->head;
+
+    if (!(__atomic_load_n(&head->flags, __ATOMIC_ACQUIRE) & STRATA_FAST_WRITE) &&
+        (len > 4096 || !strata_fast_is_marked(head, place->addr) ||
+         !strata_fast_is_marked(head, place->addr + (len - 1)))) {
         memory_dirty_mark(place->range, place->addr, len);
     }
 }

@@ -197,6 +197,9 @@ static enum strata_result read_pieces(const struct memory_io *io, uint64_t *valu
     unsigned piece = piece_size(io->region->ops, io->size);
     enum strata_result result = STRATA_OK;
 
+    if (piece == io->size) { /* nearly always */
+        return call_read(io, io->addr, piece, value);
+    }
     for (unsigned i = 0; i < io->size; i += piece) {
         int shift = piece_shift(io, piece, i);
         uint64_t part = 0;
@@ -213,6 +216,9 @@ static enum strata_result write_pieces(const struct memory_io *io, uint64_t valu
     unsigned piece = piece_size(io->region->ops, io->size);
     enum strata_result result = STRATA_OK;
 
+    if (piece == io->size) {
+        return call_write(io, io->addr, piece, value);
+    }
     for (unsigned i = 0; i < io->size; i += piece) {
         int shift = piece_shift(io, piece, i);
         uint64_t part = shift >= 0 ? value >> shift : value << -shift;
@@ -226,10 +232,13 @@ static enum strata_result write_pieces(const struct memory_io *io, uint64_t valu
 static bool needs_exact(const struct memory_io *io)
 {
     const struct strata_io_ops *ops = io->region->ops;
-    unsigned piece = piece_size(ops, io->size);
+    unsigned piece;
 
-    return io->region->mem->config.mode == STRATA_STRICT && !ops->impl.unaligned &&
-           ((io->addr & (piece - 1)) != 0 || piece > io->size);
+    if (likely(io->region->mem->config.mode != STRATA_STRICT) || ops->impl.unaligned) {
+        return false;
+    }
+    piece = piece_size(ops, io->size);
+    return (io->addr & (piece - 1)) != 0 || piece > io->size;
 }
 
 /* The shift of byte `at` of a number of `size` bytes in the device's order. */

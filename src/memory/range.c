@@ -48,6 +48,19 @@ static uint32_t fast_flags(const struct memory_piece *piece)
     return flags;
 }
 
+/* The bitmap of the one client that wants to know of writes; null when there are more, or when
+ * writers may not look at it without a fence (see dirty.c). */
+static const uint64_t *fast_marks(const struct memory_piece *piece)
+{
+    const struct strata_region *region = piece->region;
+    unsigned mask = piece->log_mask;
+
+    if (!region->ram || !region->mem->fenceless || !mask || mask & (mask - 1)) {
+        return NULL;
+    }
+    return region->ram->dirty[__builtin_ctz(mask)];
+}
+
 /*
  * A range for a piece, in no index yet, holding its region and the eventfds of the moment. Null: no
  * memory. Lock: held.
@@ -66,6 +79,8 @@ struct memory_range *memory_range_new(struct memory_view *view, const struct mem
         range->head.bias = (uintptr_t)strata_ram_host(region->ram) + piece->offset - piece->start;
     }
     range->head.flags = fast_flags(piece);
+    range->head.marks = fast_marks(piece);
+    range->head.marks_bias = piece->offset - piece->start;
     range->piece = *piece;
     range->view = view;
     range->node.start = piece->start;
@@ -110,6 +125,7 @@ void memory_range_retire(struct memory_range *range)
 void memory_range_refresh(struct memory_range *range, uint8_t log_mask)
 {
     __atomic_store_n(&range->piece.log_mask, log_mask, __ATOMIC_RELAXED);
+    __atomic_store_n(&range->head.marks, fast_marks(&range->piece), __ATOMIC_RELAXED);
     __atomic_store_n(&range->head.flags, fast_flags(&range->piece), __ATOMIC_RELEASE);
 }
 
