@@ -50,6 +50,13 @@ typedef void softkvm_log_fn(void *opaque, int level, const char *line);
 typedef void softkvm_trace_fn(void *opaque, const char *name, const char *file, const char *function,
                               const char *text);
 
+/* How the two-stage kinds of MMU work (softkvm_options.stage2). */
+#define SOFTKVM_STAGE2_NO_AD          0x01u /* EPT: without accessed and dirty bits; use is watched by faults */
+#define SOFTKVM_STAGE2_PML            0x02u /* EPT: dirty logging by the processor's log of modified pages */
+#define SOFTKVM_STAGE2_NO_EAGER_SPLIT 0x04u /* huge pages are split at the first write, not when logging begins */
+#define SOFTKVM_STAGE2_NX_HUGE        0x08u /* huge pages are not executable: split when code in them runs */
+#define SOFTKVM_STAGE2_NO_PREFETCH    0x10u /* map only what faults */
+
 struct softkvm_options {
     size_t size;             /* sizeof(struct softkvm_options) of the caller's header */
     enum softkvm_mmu mmu;    /* modes that this build does not have: -EOPNOTSUPP */
@@ -71,6 +78,10 @@ struct softkvm_options {
      * their memory is given back, when host_memory runs short. 0: none; then the guest that needs a page more
      * gets -ENOMEM from KVM_RUN. The process's own accesses to what is out are answered through userfaultfd. */
     uint64_t swap;
+    unsigned stage2;         /* SOFTKVM_STAGE2_* */
+    /* NX_HUGE: each period (milliseconds; 0: an hour divided by the ratio) the ratio-th part (0: 60) of what was
+     * split is given back. */
+    unsigned nx_recovery_period, nx_recovery_ratio;
 };
 
 /*

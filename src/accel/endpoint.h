@@ -50,6 +50,7 @@ struct accel_soft_options {
     uint64_t swap;           /* bytes that may be swapped out; 0: no swap */
     unsigned max_page_level; /* largest second-stage page: 1..3; 0: as the engine likes */
     unsigned mmu;            /* enum softkvm_mmu; 0: EPT */
+    unsigned stage2;         /* SOFTKVM_STAGE2_* */
     unsigned levels;         /* of second-stage tables: 4 or 5; 0: as the engine likes */
     /* The engine's trace points; may be NULL. From any thread, with its locks held: must not call back. */
     void (*trace)(void *opaque, const char *name, const char *file, const char *function, const char *text);

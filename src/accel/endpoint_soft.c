@@ -109,6 +109,7 @@ struct accel_endpoint *accel_endpoint_soft_new(const struct accel_soft_options *
     options.swap = opts ? opts->swap : 0;
     options.max_page_level = opts ? opts->max_page_level : 0;
     options.mmu = opts ? (enum softkvm_mmu)opts->mmu : SOFTKVM_MMU_EPT;
+    options.stage2 = opts ? opts->stage2 : 0;
     options.ept_levels = opts ? opts->levels : 0;
     options.trace = opts ? opts->trace : NULL;
     options.trace_opaque = opts ? opts->trace_opaque : NULL;

@@ -31,6 +31,7 @@ struct accel_properties {
     uint32_t dirty_ring_size; /* entries per vCPU, a power of two */
     bool no_manual_protect, no_initially_set, confidential;
     uint64_t max_slot_size;   /* bytes, whole pages */
+    unsigned stage2; /* SOFTKVM_STAGE2_* */
     unsigned mmu, levels, max_page_level; /* of the software engine, as accel_soft_options */
     uint64_t frames, swap; /* the same: host memory to simulate, and swap; bytes */
 };

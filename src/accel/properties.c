@@ -2,8 +2,9 @@
  * The text of -accel: engines in order, then properties, as QEMU writes them:
  *     kvm:soft,dirty-ring-size=4096,manual-dirty-log=off
  * Properties of tracking and slots mean the same on either engine; mmu, levels (of second-stage tables),
- * page (the largest second-stage page), frames (host memory to simulate) and swap (room for what does not fit) are the
- * software engine's, whichever name of the list takes it.
+ * page (the largest second-stage page), pml (a log of modified pages), ad (accessed and dirty bits), eager-split,
+ * nx-huge (huge pages are not executable), frames (host memory to simulate) and swap (room for what does not fit) are
+ * the software engine's, whichever name of the list takes it.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -128,6 +129,14 @@ static const struct {
     {"mmu=shadow", offsetof(struct accel_properties, mmu), SOFTKVM_MMU_SHADOW},
     {"levels=4", offsetof(struct accel_properties, levels), 4},
     {"levels=5", offsetof(struct accel_properties, levels), 5},
+    {"pml=off", offsetof(struct accel_properties, stage2), 0},
+    {"pml=on", offsetof(struct accel_properties, stage2), SOFTKVM_STAGE2_PML},
+    {"ad=on", offsetof(struct accel_properties, stage2), 0},
+    {"ad=off", offsetof(struct accel_properties, stage2), SOFTKVM_STAGE2_NO_AD},
+    {"eager-split=on", offsetof(struct accel_properties, stage2), 0},
+    {"eager-split=off", offsetof(struct accel_properties, stage2), SOFTKVM_STAGE2_NO_EAGER_SPLIT},
+    {"nx-huge=off", offsetof(struct accel_properties, stage2), 0},
+    {"nx-huge=on", offsetof(struct accel_properties, stage2), SOFTKVM_STAGE2_NX_HUGE},
     {"page=4k", offsetof(struct accel_properties, max_page_level), 1},
     {"page=2m", offsetof(struct accel_properties, max_page_level), 2},
     {"page=1g", offsetof(struct accel_properties, max_page_level), 3},
@@ -141,18 +150,23 @@ static int set_choice(struct accel_properties *out, const char *name, const char
         const char *text = choices[i].text;
 
         if (strncmp(text, name, n) == 0 && text[n] == '=' && strcmp(text + n + 1, value) == 0) {
-            memcpy((char *)out + choices[i].offset, &choices[i].value, sizeof(unsigned));
+            if (choices[i].offset == offsetof(struct accel_properties, stage2)) {
+                out->stage2 |= choices[i].value; /* bits, all of them off unless said */
+            } else {
+                memcpy((char *)out + choices[i].offset, &choices[i].value, sizeof(unsigned));
+            }
             return 0;
         }
     }
-    return base_error_set(err, EINVAL, "-accel %s='%s': mmu=ept|npt|shadow, levels=4|5, page=4k|2m|1g", name,
-                          value);
+    return base_error_set(err, EINVAL, "-accel %s='%s': mmu=ept|npt|shadow, levels=4|5, page=4k|2m|1g, "
+                          "pml, ad, eager-split, nx-huge=on|off", name, value);
 }
 
 /* Lock: none. Source: own. */
 void accel_properties_apply(const struct accel_properties *p, struct accel_soft_options *soft)
 {
     soft->mmu = p->mmu ? p->mmu : soft->mmu;
+    soft->stage2 |= p->stage2;
     soft->levels = p->levels ? p->levels : soft->levels;
     soft->host_memory = p->frames ? p->frames : soft->host_memory;
     soft->swap = p->swap ? p->swap : soft->swap;
@@ -167,7 +181,9 @@ static const struct {
     {"manual-dirty-log", set_manual},     {"initially-dirty", set_initially},
     {"confidential", set_confidential},   {"kernel-irqchip", set_irqchip},
     {"mmu", set_choice},                  {"levels", set_choice},
-    {"page", set_choice},                 {"frames", set_frames},
+    {"page", set_choice},                 {"pml", set_choice},
+    {"ad", set_choice},                   {"eager-split", set_choice},
+    {"nx-huge", set_choice},              {"frames", set_frames},
     {"swap", set_swap},
 };
 
@@ -186,7 +202,8 @@ static int set_one(struct accel_properties *out, char *word, struct base_error *
     }
     return base_error_set(err, EINVAL,
                           "-accel: unknown property '%s' (dirty-ring-size, max-slot-size, manual-dirty-log, "
-                          "initially-dirty, confidential, kernel-irqchip, mmu, levels, page, frames, swap)", word);
+                          "initially-dirty, confidential, kernel-irqchip, mmu, levels, page, pml, ad, eager-split, "
+                          "nx-huge, frames, swap)", word);
 }
 
 /*

@@ -71,6 +71,14 @@ void cpu_kick(struct cpu *cpu);
 void cpu_request_flush(struct cpu *cpu);
 void cpu_request_flush_wait(struct cpu *cpu);
 
+/*
+ * What the processor has cached of the second stage, for checks: frames that it may read or also write without a
+ * walk, and tables that it may enter in the middle of one. Nothing while a flush is pending.
+ */
+enum cpu_cached_kind { CPU_CACHED_READ, CPU_CACHED_WRITE, CPU_CACHED_TABLE };
+typedef void cpu_cached_fn(void *opaque, enum cpu_cached_kind kind, uint64_t pfn);
+void cpu_cached_for_each(const struct cpu *cpu, cpu_cached_fn *fn, void *opaque);
+
 /* Translate as the guest would at the given access (bits of X86_PFEC_W, _U, _F); no side effects.
  * 0; -EFAULT guest fault (*gpa untouched). */
 int cpu_translate(struct cpu *cpu, gva_t va, uint32_t access, gpa_t *out);

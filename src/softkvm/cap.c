@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "softkvm/kvm_abi.h"
+#include "softkvm/mmu_nx.h"
 #include "softkvm/ring.h"
 #include "softkvm/slot.h"
 #include "softkvm/vm.h"
@@ -33,6 +34,7 @@ static const struct {
     {KVM_CAP_MAX_VCPU_ID, KVM_VM_MAX_VCPUS},
     {KVM_CAP_MULTI_ADDRESS_SPACE, KVM_AS_COUNT},
     {KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, MANUAL_DIRTY},
+    {KVM_CAP_VM_DISABLE_NX_HUGE_PAGES, 1},
     {KVM_CAP_SET_TSS_ADDR, 1},
     {KVM_CAP_SET_IDENTITY_MAP_ADDR, 1},
     {KVM_CAP_EXT_CPUID, 1},
@@ -111,6 +113,8 @@ static int enable_locked(struct kvm_vm *vm, const struct kvm_enable_cap *cap)
         return kvm_ring_enable(vm, cap->args[0]);
     case KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP:
         return kvm_ring_enable_bitmap(vm);
+    case KVM_CAP_VM_DISABLE_NX_HUGE_PAGES:
+        return cap->args[0] ? -EINVAL : kvm_nx_disable(vm);
     case KVM_CAP_X86_USER_SPACE_MSR:
         if (cap->args[0] & ~(uint64_t)USER_MSR) {
             return -EINVAL;

@@ -59,6 +59,7 @@ static int get_log_locked(struct kvm_vm *vm, const struct kvm_dirty_log *log)
     if (r < 0) {
         return r;
     }
+    kvm_mmu_pml_sync(vm);
     copy = (uint64_t *)slot->dirty + slot->dirty_words;
     if (vm->manual_dirty) {
         for (size_t i = 0; i < slot->dirty_words; i++) {
@@ -93,6 +94,21 @@ static int check_clear(const struct kvm_memslot *slot, const struct kvm_clear_di
     return log->num_pages < slot->npages - log->first_page && (log->num_pages & 63) ? -EINVAL : 0;
 }
 
+/* Huge leaves of pages that are to be protected one by one; there are none, unless logging began with all bits
+ * set. The mask is the second half of the bitmap. */
+static void split_masked(struct kvm_vm *vm, const struct kvm_memslot *slot, size_t first, size_t words)
+{
+    const uint64_t *mask = (const uint64_t *)slot->dirty + slot->dirty_words;
+
+    for (size_t i = 0; (vm->manual_dirty & KVM_DIRTY_LOG_INITIALLY_SET) && i < words; i++) {
+        uint64_t at = (first + i) * 64, n = slot->npages - at;
+
+        if (mask[i]) {
+            kvm_mmu_split_slot(vm, slot, at, n < 64 ? n : 64);
+        }
+    }
+}
+
 static int clear_log_locked(struct kvm_vm *vm, const struct kvm_clear_dirty_log *log)
 {
     struct kvm_memslot *slot;
@@ -112,6 +128,8 @@ static int clear_log_locked(struct kvm_vm *vm, const struct kvm_clear_dirty_log 
     if (r < 0) {
         return r;
     }
+    kvm_mmu_pml_sync(vm);
+    split_masked(vm, slot, first, words);
     pthread_rwlock_wrlock(&vm->mmu.lock);
     for (size_t i = 0; i < words; i++) {
         uint64_t taken = mask[i] ? atomic_fetch_and(&slot->dirty[first + i], ~mask[i]) & mask[i] : 0;

@@ -102,6 +102,15 @@ static int check_options(const struct softkvm_options *o, char *err, size_t size
         snprintf(err, size, "ept_levels %u: 4 or 5 wanted", o->ept_levels);
         return -EINVAL;
     }
+    if ((o->stage2 & SOFTKVM_STAGE2_PML) &&
+        (o->mmu != SOFTKVM_MMU_EPT || (o->stage2 & SOFTKVM_STAGE2_NO_AD))) {
+        snprintf(err, size, "a log of modified pages is of EPT with accessed and dirty bits");
+        return -EINVAL;
+    }
+    if ((o->stage2 & SOFTKVM_STAGE2_NO_AD) && o->mmu != SOFTKVM_MMU_EPT) {
+        snprintf(err, size, "accessed and dirty bits can be off in EPT only");
+        return -EINVAL;
+    }
     if (o->max_page_level > 3) {
         snprintf(err, size, "max_page_level %u: 1 to 3 wanted", o->max_page_level);
         return -EINVAL;

@@ -433,6 +433,13 @@ static int handle_triple_fault(struct kvm_vcpu *v)
     return leave(v, KVM_EXIT_SHUTDOWN);
 }
 
+/* The log of modified pages was emptied on the way here. */
+static int handle_pml_full(struct kvm_vcpu *v)
+{
+    KVM_COUNT(&v->counters.pml_full);
+    return KVM_GO_ON;
+}
+
 /* A request came before the guest was entered. */
 static int handle_nothing(struct kvm_vcpu *v)
 {
@@ -468,6 +475,7 @@ static int (*const handlers[])(struct kvm_vcpu *v) = {
     [CPU_EXIT_EPT_VIOLATION] = handle_violation,
     [CPU_EXIT_EPT_MISCONFIG] = handle_misconfig,
     [CPU_EXIT_NPF] = handle_npf,
+    [CPU_EXIT_PML_FULL] = handle_pml_full,
     [CPU_EXIT_CPUID] = handle_cpuid,
     [CPU_EXIT_RDMSR] = handle_rdmsr,
     [CPU_EXIT_WRMSR] = handle_wrmsr,

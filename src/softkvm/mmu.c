@@ -15,10 +15,12 @@
 #include "softkvm/mmu.h"
 
 #include <errno.h>
+#include <sched.h>
 
 #include "cpu/run.h"
 #include "host/buddy.h"
-#include "softkvm/vcpu.h"
+#include "softkvm/mmu_nx.h"
+#include "softkvm/mmu_walk.h"
 
 /*
  * Remove every leaf that maps a page of [first, first + npages); a huge leaf that reaches out goes
@@ -50,12 +52,25 @@ void kvm_mmu_zap_mmio(struct kvm_vm *vm)
 }
 
 /*
+ * Split huge leaves of pages first .. first + npages - 1 of the slot, unless that is left to the first write. Lock:
+ * takes mmu.lock now and then.
+ */
+void kvm_mmu_split_slot(struct kvm_vm *vm, const struct kvm_memslot *slot, uint64_t first, uint64_t npages)
+{
+    if (vm->mmu.eager_split && vm->mmu.ops->split_range && npages) {
+        vm->mmu.ops->split_range(vm, slot, gfn(slot->base_gfn + first),
+                                 gfn(slot->base_gfn + first + npages - 1));
+    }
+}
+
+/*
  * Write-protect all of a slot whose logging has just gone on. Lock: takes mmu.lock; flushes after.
  */
 void kvm_mmu_protect_slot(struct kvm_vm *vm, struct kvm_memslot *slot)
 {
     bool flush;
 
+    kvm_mmu_split_slot(vm, slot, 0, slot->npages);
     pthread_rwlock_wrlock(&vm->mmu.lock);
     flush = vm->mmu.ops->protect_slot_locked(vm, slot);
     pthread_rwlock_unlock(&vm->mmu.lock);
@@ -265,6 +280,7 @@ void kvm_mmu_stop(struct kvm_vm *vm)
 {
     struct kvm_mmu *mmu = &vm->mmu;
 
+    kvm_nx_stop(vm);
     if (mmu->notifier_registered) {
         host_notifier_unregister(vm->s->mm, &mmu->notifier);
         mmu->notifier_registered = false;
@@ -339,6 +355,32 @@ void kvm_mmu_flush(struct kvm_vm *vm)
     }
 }
 
+void kvm_walkers_wait(struct kvm_vm *vm)
+{
+    struct kvm_vcpu *v;
+    uint32_t i;
+
+    atomic_thread_fence(memory_order_seq_cst);
+    kvm_for_each_vcpu (i, v, vm) {
+        uint32_t seen = atomic_load_explicit(&v->walk, memory_order_seq_cst);
+
+        while ((seen & 1) && atomic_load_explicit(&v->walk, memory_order_acquire) == seen) {
+            sched_yield();
+        }
+    }
+}
+
+void kvm_walkers_stop(struct kvm_vm *vm)
+{
+    atomic_store_explicit(&vm->mmu.quiet, true, memory_order_seq_cst);
+    kvm_walkers_wait(vm);
+}
+
+void kvm_walkers_start(struct kvm_vm *vm)
+{
+    atomic_store_explicit(&vm->mmu.quiet, false, memory_order_release);
+}
+
 /*
  * Flush if something cached may be wrong, then free the tables on `dead`. Lock: as kvm_mmu_flush().
  */
@@ -347,6 +389,9 @@ void kvm_mmu_finish(struct kvm_vm *vm, struct kvm_dead_tables *dead)
     if (dead->flush) {
         kvm_mmu_flush(vm);
         dead->flush = false;
+    }
+    if (dead->first) {
+        kvm_walkers_wait(vm);
     }
     while (dead->first) {
         struct host_frame *frame = &vm->s->hm->frames[dead->first];

@@ -71,6 +71,9 @@ struct kvm_mmu_leaf {
     uint64_t entry;
     unsigned level;
     bool is_mmio;
+    bool is_writable;  /* the entry allows writing */
+    bool is_unnoticed; /* a processor may write without anybody's notice */
+    bool is_watched;   /* aged by taking its rights, without a flush: a processor may go on as before */
 };
 
 /* False ends the walk. */
@@ -108,6 +111,10 @@ struct kvm_mmu_ops {
     void (*recover_huge_locked)(struct kvm_vm *vm, const struct kvm_memslot *slot,
                                 struct kvm_dead_tables *dead);
 
+    /* Make small leaves of the slot's huge ones that touch [first, last], with the same rights. Takes mmu.lock
+     * itself and lets go of it now and then; may give up when memory is short. Null: does not. */
+    void (*split_range)(struct kvm_vm *vm, const struct kvm_memslot *slot, gfn_t first, gfn_t last);
+
     /* Call fn for the leaves of [first, last] in order of guest address. */
     void (*for_each_leaf_locked)(struct kvm_vm *vm, gfn_t first, gfn_t last, kvm_mmu_leaf_fn *fn,
                                  void *opaque);
@@ -131,6 +138,10 @@ struct kvm_mmu {
     /* two-stage kinds: constant after creation */
     const struct kvm_pte_format *fmt;
     unsigned levels; /* 4 or 5 */
+    bool pml;         /* processors log what they modify */
+    bool eager_split; /* huge leaves are split when logging begins, not at the first write */
+    bool nx_huge;     /* huge leaves are not executable; under vm->lock until the first vCPU exists */
+    bool prefetch;    /* neighbours of a fault are mapped too */
     hpa_t root;
     uint64_t eptp; /* what the processor gets: EPT pointer, or nCR3 */
 
@@ -141,9 +152,14 @@ struct kvm_mmu {
     _Atomic uint32_t inv_count;
     uint64_t inv_start, inv_end; /* covers every invalidation that runs */
 
+    _Atomic bool quiet; /* no walk section may begin: mmu_walk.h */
+
     /* atomics, for inspection and accounting */
     _Atomic int64_t pages[4];  /* leaves by level; [0] = MMIO entries */
     _Atomic int64_t tables;
+    uint64_t nx_hand;              /* under lock: address where the next recovery begins */
+    struct kvm_nx_worker *nx_worker; /* null: no mitigation */
+    _Atomic int64_t nx_split; /* tables that stand for a huge leaf given up for execution */
 };
 
 /* The kind that the instance's options ask for, or null when this build has it not. */
@@ -170,7 +186,8 @@ void kvm_mmu_zap_range(struct kvm_vm *vm, gfn_t first, uint64_t npages);
 /* Remove all MMIO entries: the generation wrapped. */
 void kvm_mmu_zap_mmio(struct kvm_vm *vm);
 
-/* Dirty logging went on for the slot: write-protect all of it, and flush. */
+/* Dirty logging went on for the slot: split huge leaves, then take write access (or, with PML, dirty bits) from
+ * all of it, and flush. */
 void kvm_mmu_protect_slot(struct kvm_vm *vm, struct kvm_memslot *slot);
 /* Write-protect the pages whose bits are set in mask (bit 0 = base_gfn + offset). Lock: exclusive held
  * by the caller. Returns true if a flush is needed. */
@@ -178,6 +195,17 @@ bool kvm_mmu_protect_mask_locked(struct kvm_vm *vm, struct kvm_memslot *slot, ui
                                  uint64_t mask);
 /* Logging went off: let huge pages come back. */
 void kvm_mmu_recover_huge(struct kvm_vm *vm, struct kvm_memslot *slot);
+
+/* Huge leaves of the slot's pages base_gfn + [first, first + npages) are split ahead of their protection. */
+void kvm_mmu_split_slot(struct kvm_vm *vm, const struct kvm_memslot *slot, uint64_t first, uint64_t npages);
+
+/* A vCPU's log of modified pages into the slots' bitmaps. In its read section. */
+void kvm_mmu_pml_drain(struct kvm_vcpu *v);
+/* What every vCPU has modified before this call is in the bitmaps when it returns. Not from a vCPU. */
+void kvm_mmu_pml_sync(struct kvm_vm *vm);
+
+/* NX mitigation: give up to `max` split regions back, so that huge leaves can come again. Returns how many. */
+unsigned kvm_mmu_nx_recover(struct kvm_vm *vm, unsigned max);
 
 /* All processors drop their translations; returns when none uses an old one. */
 void kvm_mmu_flush(struct kvm_vm *vm);

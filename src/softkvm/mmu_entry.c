@@ -68,10 +68,20 @@ static int entry_class(const struct kvm_pte_format *fmt, uint64_t e, unsigned le
     return level == 1 && kvm_pte_is_mmio(fmt, e) ? 0 : -1;
 }
 
+static bool is_nx_split(uint64_t e, unsigned level)
+{
+    return kvm_pte_is_table(e, level) && (e & KVM_PTE_NX_SPLIT);
+}
+
 static void account(struct kvm_mmu *mmu, unsigned level, uint64_t old, uint64_t new)
 {
     int was = entry_class(mmu->fmt, old, level), is = entry_class(mmu->fmt, new, level);
 
+    if (level > 1 && ((old | new) & KVM_PTE_NX_SPLIT)) {
+        int64_t change = (int64_t)is_nx_split(new, level) - (int64_t)is_nx_split(old, level);
+
+        atomic_fetch_add_explicit(&mmu->nx_split, change, memory_order_relaxed);
+    }
     check(!(was > 0 && is > 0) || ((old ^ new) & EPT_ADDR_MASK) == 0);
     if (was == is) {
         return;
@@ -154,6 +164,7 @@ static void bury_table(struct kvm_vm *vm, hpa_t table, unsigned level, struct kv
         uint64_t old = __atomic_load_n(&e[i], __ATOMIC_RELAXED);
 
         if (kvm_pte_is_table(old, level)) {
+            account(&vm->mmu, level, old, 0);
             bury_table(vm, hpa(old & EPT_ADDR_MASK), level - 1, dead);
         } else if (old) {
             account(&vm->mmu, level, old, 0);

@@ -26,6 +26,8 @@
 
 #define KVM_PTE_IN_USE (UINT64_C(1) << 11)
 #define KVM_PTE_W      EPT_W /* = X86_PTE_W */
+/* Of a table: it stands for a huge leaf that was given up because code ran from it. */
+#define KVM_PTE_NX_SPLIT (UINT64_C(1) << 52)
 
 /* Constants of a format. `read`: all of these make an entry readable. */
 struct kvm_pte_format {

@@ -10,35 +10,17 @@
  *  3. A huge leaf lies wholly in its slot, with guest and host frame numbers congruent.
  *
  * Locks: mmu.lock shared around changes; the host page is resolved with no lock. Runs in the vCPU's
- * read section, so the slot stays. Leaves out: prefetch of neighbours, access tracking without A bits.
+ * read section, so the slot stays. The fast path and the prefetch of neighbours are in mmu_fast.c.
+ * Differs from KVM: a table is never replaced by a huge leaf here; what makes huge pages possible again
+ * (collapse, the end of logging, the NX worker) removes or replaces the table itself.
  */
+#include "softkvm/mmu_fault.h"
+
 #include <errno.h>
 #include <sched.h>
 
 #include "host/buddy.h"
-#include "softkvm/mmu_entry.h"
-#include "softkvm/vcpu.h"
-
-struct kvm_fault {
-    /* constant inputs */
-    struct kvm_vcpu *v;
-    struct kvm_vm *vm;
-    gfn_t gfn;
-    uint32_t access; /* EPT_VIOL_READ | WRITE | FETCH */
-    /* derived */
-    struct kvm_memslot *slot;
-    hva_t hva;
-    uint64_t inv_seq;
-    struct host_page page;
-    unsigned level;
-    /* output */
-    int error;
-};
-
-static bool is_write(const struct kvm_fault *f)
-{
-    return f->access & EPT_VIOL_WRITE;
-}
+#include "softkvm/lpage.h"
 
 /* Tables enough for the longest way down plus a split. */
 static int top_up(struct kvm_fault *f)
@@ -58,39 +40,31 @@ static int top_up(struct kvm_fault *f)
 
 /* ---- walking down under the shared lock ---- */
 
-/* Link a new table at e. False: somebody was faster (look again). */
+/* Is a table at `level` here only because code must not run from huge leaves? */
+static bool is_given_up(const struct kvm_fault *f, unsigned level)
+{
+    return f->level < f->goal && level <= f->goal;
+}
+
+/* Link a new table at e, or split the huge leaf there into one. False: somebody was faster (look again). */
 static bool link_table(struct kvm_fault *f, uint64_t *e, unsigned level, uint64_t old)
 {
     struct kvm_table_cache *c = &f->v->tables;
+    hpa_t table = c->table[c->count - 1];
+    bool nx = is_given_up(f, level);
 
     check(c->count > 0);
-    if (!kvm_pte_exchange(f->vm, e, level, old, f->vm->mmu.fmt->table | c->table[c->count - 1].v)) {
+    if (kvm_pte_is_page(old, level)
+            ? !kvm_pte_split(f->vm, e, level, old, table, nx)
+            : !kvm_pte_exchange(f->vm, e, level, old,
+                                f->vm->mmu.fmt->table | table.v | (nx ? KVM_PTE_NX_SPLIT : 0))) {
         return false;
     }
     c->count--;
-    return true;
-}
-
-/*
- * Replace a huge leaf by a table of leaves one level down with the same rights: nothing to flush, what
- * a processor has cached of it stays true.
- */
-static bool split_leaf(struct kvm_fault *f, uint64_t *e, unsigned level, uint64_t old)
-{
-    struct kvm_table_cache *c = &f->v->tables;
-    uint64_t *t = host_table_at(f->vm->s->hm, c->table[c->count - 1]);
-    uint64_t child = level - 1 == 1 ? old & ~EPT_PS : old;
-
-    for (unsigned i = 0; i < PT_ENTRIES; i++) {
-        __atomic_store_n(&t[i], child + i * pt_leaf_size(level - 1), __ATOMIC_RELAXED);
+    f->relinked = true;
+    if (nx) {
+        KVM_COUNT(&f->v->counters.nx_splits);
     }
-    if (!link_table(f, e, level, old)) {
-        for (unsigned i = 0; i < PT_ENTRIES; i++) {
-            __atomic_store_n(&t[i], 0, __ATOMIC_RELAXED);
-        }
-        return false;
-    }
-    atomic_fetch_add_explicit(&f->vm->mmu.pages[level - 1], PT_ENTRIES, memory_order_relaxed);
     return true;
 }
 
@@ -112,13 +86,8 @@ static uint64_t *walk_to_level(struct kvm_fault *f)
                 return e;
             }
             f->level--;
-        } else if (!kvm_pte_in_use(old)) {
+        } else if (!kvm_pte_is_table(old, level)) {
             if (!link_table(f, e, level, old)) {
-                continue;
-            }
-            old = kvm_pte_load(e);
-        } else if (kvm_pte_is_page(old, level)) {
-            if (!split_leaf(f, e, level, old)) {
                 continue;
             }
             old = kvm_pte_load(e);
@@ -142,7 +111,7 @@ static enum kvm_fault_result map_mmio(struct kvm_fault *f, uint64_t gen)
     if (f->error < 0) {
         return KVM_FAULT_ERROR;
     }
-    f->level = 1;
+    f->level = f->goal = 1;
     pthread_rwlock_rdlock(&f->vm->mmu.lock);
     e = walk_to_level(f);
     old = kvm_pte_load(e);
@@ -167,7 +136,7 @@ static enum kvm_fault_result find_slot(struct kvm_fault *f)
     if (f->slot->flags & KVM_SLOT_INVALID) {
         return KVM_FAULT_RETRY;
     }
-    if (is_write(f) && (f->slot->flags & KVM_MEM_READONLY)) {
+    if (kvm_fault_is_write(f) && (f->slot->flags & KVM_MEM_READONLY)) {
         return KVM_FAULT_WRITE_RO;
     }
     f->hva = kvm_slot_hva(f->slot, f->gfn);
@@ -176,43 +145,14 @@ static enum kvm_fault_result find_slot(struct kvm_fault *f)
     return KVM_FAULT_FIXED;
 }
 
-/*
- * Without asking the host: the entry allows the access already, or is only write-protected by us.
- * Returns FIXED, SPURIOUS, or RETRY for "the slow way".
- */
-static enum kvm_fault_result fault_fast(struct kvm_fault *f)
-{
-    enum kvm_fault_result r = KVM_FAULT_RETRY;
-    unsigned level;
-    uint64_t *e, old;
-
-    pthread_rwlock_rdlock(&f->vm->mmu.lock);
-    e = kvm_pte_find_leaf(f->vm, f->gfn, &level);
-    old = kvm_pte_load(e);
-    if (kvm_pte_is_page(old, level)) {
-        if (kvm_pte_allows(f->vm->mmu.fmt, old, f->access)) {
-            r = KVM_FAULT_SPURIOUS;
-        } else if (is_write(f) && (old & f->vm->mmu.fmt->mmu_w) && !(level > 1 && kvm_slot_is_logged(f->slot)) &&
-                   kvm_pte_exchange(f->vm, e, level, old,
-                                    old | KVM_PTE_W | f->vm->mmu.fmt->dirty | f->vm->mmu.fmt->accessed)) {
-            kvm_slot_mark_dirty(f->v, f->slot, f->gfn);
-            KVM_COUNT(&f->v->counters.faults_fast);
-            TRACE(&f->vm->s->trace, access_fast, "gfn %llx", f->gfn.v);
-            r = KVM_FAULT_FIXED;
-        }
-    }
-    pthread_rwlock_unlock(&f->vm->mmu.lock);
-    return r;
-}
-
 /* Resolve the host page. inv_seq is read first: what moves after it is seen by is_stale(). */
 static enum kvm_fault_result find_page(struct kvm_fault *f)
 {
     int r;
 
     f->inv_seq = atomic_load(&f->vm->mmu.inv_seq);
-    r = host_gup(f->vm->s->mm, f->hva, is_write(f) ? HOST_FAULT_WRITE : 0, &f->page);
-    if (r == -EFAULT && host_follow_pfn(f->vm->s->mm, f->hva, is_write(f) ? HOST_FAULT_WRITE : 0,
+    r = host_gup(f->vm->s->mm, f->hva, kvm_fault_is_write(f) ? HOST_FAULT_WRITE : 0, &f->page);
+    if (r == -EFAULT && host_follow_pfn(f->vm->s->mm, f->hva, kvm_fault_is_write(f) ? HOST_FAULT_WRITE : 0,
                                         &f->page) == 0) {
         r = 0; /* device memory: a frame that is named but not counted */
     }
@@ -238,48 +178,46 @@ static bool is_stale(const struct kvm_fault *f)
     return atomic_load_explicit(&mmu->inv_seq, memory_order_relaxed) != f->inv_seq;
 }
 
-/* Does a page of `level` around the gfn lie in the slot, congruent with the host's addresses? */
-static bool level_fits(const struct kvm_fault *f, unsigned level)
-{
-    uint64_t pages = UINT64_C(1) << (PT_LEVEL_BITS * (level - 1));
-    uint64_t first = f->gfn.v & ~(pages - 1);
-    const struct kvm_memslot *s = f->slot;
-
-    return first >= s->base_gfn && first + pages <= s->base_gfn + s->npages &&
-           ((s->base_gfn ^ (s->hva >> PAGE_SHIFT)) & (pages - 1)) == 0 &&
-           ((f->gfn.v ^ f->page.pfn.v) & (pages - 1)) == 0;
-}
-
-/* The largest page that all rules allow. */
-static unsigned choose_level(const struct kvm_fault *f)
+/*
+ * The largest page that all rules allow: the host's own, the slot's (edges, congruence, watched guest tables,
+ * attributes), no dirty logging, frames congruent. Code under the NX mitigation gets small ones.
+ */
+static void choose_level(struct kvm_fault *f)
 {
     unsigned level = kvm_slot_is_logged(f->slot) ? 1 : f->page.level;
 
     if (level > f->vm->mmu.max_level) {
         level = f->vm->mmu.max_level;
     }
-    while (level > 1 && !level_fits(f, level)) {
+    while (level > 1 && (!kvm_lpage_allowed(f->slot, f->gfn, level) ||
+                         ((f->gfn.v ^ f->page.pfn.v) & ((pt_leaf_size(level) >> PAGE_SHIFT) - 1)))) {
         level--;
     }
-    return level;
+    f->goal = level;
+    f->level = f->vm->mmu.nx_huge && (f->access & EPT_VIOL_FETCH) ? 1 : level;
 }
 
-static uint64_t make_leaf(const struct kvm_fault *f)
+/* See mmu_fault.h. In a logging slot a leaf is write-protected until the first write: a read must not count as
+ * one; or writable but clean, when the processor logs what it makes dirty. */
+uint64_t kvm_fault_leaf(const struct kvm_fault *f, const struct host_page *page, unsigned level, bool write)
 {
-    const struct kvm_pte_format *fmt = f->vm->mmu.fmt;
-    uint64_t pages = UINT64_C(1) << (PT_LEVEL_BITS * (f->level - 1));
-    uint64_t e = (f->page.pfn.v & ~(pages - 1)) << PAGE_SHIFT | fmt->read | fmt->exec | fmt->accessed;
+    const struct kvm_mmu *mmu = &f->vm->mmu;
+    const struct kvm_pte_format *fmt = mmu->fmt;
+    uint64_t pages = pt_leaf_size(level) >> PAGE_SHIFT;
+    uint64_t e = (page->pfn.v & ~(pages - 1)) << PAGE_SHIFT | fmt->read | fmt->accessed;
 
-    e |= f->page.counted ? fmt->memory : fmt->uncached;
-    if (f->level > 1) {
-        e |= EPT_PS;
-    }
-    if (f->page.writable) {
+    e |= page->counted ? fmt->memory : fmt->uncached;
+    e |= level > 1 && mmu->nx_huge ? fmt->no_exec : fmt->exec;
+    e |= level > 1 ? EPT_PS : 0;
+    if (page->writable) {
         e |= fmt->host_w;
         if (!(f->slot->flags & KVM_MEM_READONLY)) {
             e |= fmt->mmu_w;
-            /* Write-protected at first in a logging slot: a read must not count as a write. */
-            e |= !kvm_slot_is_logged(f->slot) || is_write(f) ? KVM_PTE_W | fmt->dirty : 0;
+            if (!kvm_slot_is_logged(f->slot) || write) {
+                e |= KVM_PTE_W | fmt->dirty;
+            } else if (mmu->pml) {
+                e |= KVM_PTE_W;
+            }
         }
     }
     return e;
@@ -290,25 +228,26 @@ static enum kvm_fault_result map_leaf(struct kvm_fault *f)
 {
     uint64_t *e, old, new;
 
-    f->level = choose_level(f);
+    choose_level(f);
     e = walk_to_level(f);
     old = kvm_pte_load(e);
-    new = make_leaf(f);
+    new = kvm_fault_leaf(f, &f->page, f->level, kvm_fault_is_write(f));
     if (kvm_pte_is_page(old, f->level)) {
         if ((old ^ new) & EPT_ADDR_MASK) {
             return KVM_FAULT_ERROR; /* the caller removes it; error is 0 */
         }
         if (kvm_pte_allows(f->vm->mmu.fmt, old, f->access)) {
-            return KVM_FAULT_SPURIOUS;
+            return f->relinked ? KVM_FAULT_FIXED : KVM_FAULT_SPURIOUS;
         }
         new |= old & (KVM_PTE_W | f->vm->mmu.fmt->dirty);
     }
     if (!kvm_pte_exchange(f->vm, e, f->level, old, new)) {
         return KVM_FAULT_RETRY;
     }
-    if (new & KVM_PTE_W) {
+    if ((new & KVM_PTE_W) && (new & f->vm->mmu.fmt->dirty) == f->vm->mmu.fmt->dirty) {
         kvm_slot_mark_dirty(f->v, f->slot, f->gfn);
     }
+    kvm_fault_prefetch(f, e);
     KVM_COUNT(&f->v->counters.mapped[f->level]);
     TRACE(&f->vm->s->trace, access_map, "gfn %llx pfn %llx level %llu writable %llu", f->gfn.v,
           f->page.pfn.v, f->level, (new & KVM_PTE_W) != 0);
@@ -343,7 +282,7 @@ static enum kvm_fault_result serve(struct kvm_fault *f)
     if (r != KVM_FAULT_FIXED) {
         return r;
     }
-    r = fault_fast(f);
+    r = kvm_fault_fast(f);
     if (r != KVM_FAULT_RETRY) {
         return r;
     }

@@ -22,8 +22,9 @@
 #include "cpu/regs.h"
 #include "cpu/run.h"
 #include "softkvm/exit.h"
-#include "softkvm/shadow/shadow.h"
+#include "softkvm/mmu_pml.h"
 #include "softkvm/msr_filter.h"
+#include "softkvm/shadow/shadow.h"
 #include "softkvm/sigmask.h"
 #include "softkvm/state.h"
 #include "softkvm/vcpu.h"
@@ -276,6 +277,7 @@ static enum cpu_exit_reason enter_guest(struct kvm_vcpu *v)
     enum cpu_exit_reason reason = CPU_EXIT_NONE;
 
     kvm_read_end(v);
+    kvm_pml_enter(v);
     atomic_store(&v->in_guest, 1);
     if (likely(!atomic_load(&v->requests))) {
         KVM_COUNT(&v->counters.entries);
@@ -285,6 +287,7 @@ static enum cpu_exit_reason enter_guest(struct kvm_vcpu *v)
     }
     atomic_store_explicit(&v->in_guest, 0, memory_order_release);
     kvm_read_begin(v);
+    kvm_pml_leave(v);
     return reason;
 }
 

@@ -50,6 +50,7 @@ struct kvm_memslot {
     _Atomic(uint64_t) *dirty; /* bitmap of npages bits, LSB first; the second half of the allocation
                                * serves KVM_GET_DIRTY_LOG's copy; null when not logging */
     size_t dirty_words;
+    struct kvm_lpage *lpage;  /* reasons against huge leaves: lpage.h; never null in a slot of a set */
     struct kvm_slot_node node[2];
 };
 

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "cpu/state.h"
+#include "softkvm/lpage.h"
 #include "softkvm/slot_impl.h"
 #include "softkvm/vcpu.h"
 #include "softkvm/vm.h"
@@ -31,6 +32,7 @@ static uint32_t mix(uint32_t id)
 void kvm_slot_free(struct kvm_memslot *slot)
 {
     free((void *)slot->dirty);
+    free(slot->lpage);
     free(slot);
 }
 
@@ -98,6 +100,18 @@ static bool is_initially_set(const struct kvm_vm *vm)
     return (vm->manual_dirty & KVM_DIRTY_LOG_INITIALLY_SET) && !vm->ring_bytes;
 }
 
+/* Free `slot`, but not what the other that replaces it (or that it was to replace; may be null) has of it. */
+static void free_replaced(struct kvm_memslot *slot, const struct kvm_memslot *other)
+{
+    if (other && other->dirty == slot->dirty) {
+        slot->dirty = NULL;
+    }
+    if (other && other->lpage == slot->lpage) {
+        slot->lpage = NULL;
+    }
+    kvm_slot_free(slot);
+}
+
 /* A bitmap for the slot, or over from the old one. Twice the size: see slot.h. */
 static int make_bitmap(struct kvm_vm *vm, struct kvm_memslot *new, const struct kvm_memslot *old)
 {
@@ -137,8 +151,9 @@ static struct kvm_memslot *make_slot(struct kvm_vm *vm, const struct kvm_userspa
     slot->id = (uint16_t)m->slot;
     slot->as_id = (uint16_t)(m->slot >> 16);
     slot->prio = mix(m->slot);
-    if (make_bitmap(vm, slot, old) < 0) {
-        free(slot);
+    slot->lpage = old && old->base_gfn == slot->base_gfn ? old->lpage : kvm_lpage_new(vm->s, slot);
+    if (!slot->lpage || make_bitmap(vm, slot, old) < 0) {
+        free_replaced(slot, old);
         return NULL;
     }
     return slot;
@@ -170,6 +185,7 @@ static int replace_by_way_of_invalid(struct kvm_vm *vm, struct kvm_memslot *old,
     kvm_mmu_zap_range(vm, gfn(old->base_gfn), old->npages);
     publish(vm, invalid, new);
     invalid->dirty = NULL;
+    invalid->lpage = NULL;
     kvm_slot_free(invalid);
     return 0;
 }
@@ -198,15 +214,6 @@ static int slot_create(struct kvm_vm *vm, const struct kvm_userspace_memory_regi
     kvm_host_ram_note(vm, new->hva, new->npages << PAGE_SHIFT);
     publish(vm, NULL, new);
     return 0;
-}
-
-/* Free `old`, whose bitmap `new` may have taken over. */
-static void free_replaced(struct kvm_memslot *old, struct kvm_memslot *new)
-{
-    if (new->dirty == old->dirty) {
-        old->dirty = NULL;
-    }
-    kvm_slot_free(old);
 }
 
 static int slot_move(struct kvm_vm *vm, struct kvm_memslot *old,

@@ -71,12 +71,18 @@ static const struct source vcpu_sources[] = {
     V("pf_mapped_1g", mapped[3]),
     V("mmio_stale", mmio_stale),
     V("host_faults", host_faults),
+    V("pf_prefetched", prefetched),
+    V("pf_untracked", untracked),
+    V("nx_lpage_splits", nx_splits),
+    V("pml_logged", pml_logged),
+    V("pml_full", pml_full),
     X("exit_kick", CPU_EXIT_KICK),
     X("exit_hlt", CPU_EXIT_HLT),
     X("exit_io", CPU_EXIT_IO),
     X("exit_ept_violation", CPU_EXIT_EPT_VIOLATION),
     X("exit_ept_misconfig", CPU_EXIT_EPT_MISCONFIG),
     X("exit_npf", CPU_EXIT_NPF),
+    X("exit_pml_full", CPU_EXIT_PML_FULL),
     X("exit_cpuid", CPU_EXIT_CPUID),
     X("exit_rdmsr", CPU_EXIT_RDMSR),
     X("exit_wrmsr", CPU_EXIT_WRMSR),
@@ -154,6 +160,10 @@ static unsigned collect_vm(struct kvm_vm *vm, struct kvm_stat *out)
     put(out, &n, "slot_updates", atomic_load(&vm->counters.slot_updates), CUMULATIVE);
     put(out, &n, "zapped_ranges", atomic_load(&vm->counters.zapped_ranges), CUMULATIVE);
     put(out, &n, "invalidations", atomic_load(&vm->counters.invalidations), CUMULATIVE);
+    put(out, &n, "eager_splits", atomic_load(&vm->counters.eager_splits), CUMULATIVE);
+    put(out, &n, "huge_recovered", atomic_load(&vm->counters.huge_recovered), CUMULATIVE);
+    put(out, &n, "nx_lpage_recovered", atomic_load(&vm->counters.nx_recovered), CUMULATIVE);
+    put(out, &n, "nx_split_tables", (uint64_t)atomic_load(&vm->mmu.nx_split), INSTANT);
     for (int i = 0; i < 4; i++) {
         put(out, &n, pages[i], (uint64_t)atomic_load(&vm->mmu.pages[i]), INSTANT);
     }
@@ -172,7 +182,7 @@ unsigned kvm_stats_collect(struct kvm_vm *vm, struct kvm_vcpu *v, struct kvm_sta
     unsigned n, total;
     uint32_t i;
 
-    _Static_assert(ARRAY_LEN(vcpu_sources) + ARRAY_LEN(cpu_sources) + 12 <= KVM_STATS_MAX,
+    _Static_assert(ARRAY_LEN(vcpu_sources) + ARRAY_LEN(cpu_sources) + 16 <= KVM_STATS_MAX,
                    "all figures fit");
     if (v) {
         return collect_vcpu(v, out, false);

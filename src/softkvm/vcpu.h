@@ -57,6 +57,9 @@ struct kvm_vcpu_counters {
     uint64_t mapped[4]; /* leaves by level; [0] = MMIO entries */
     uint64_t mmio_stale;
     uint64_t host_faults; /* guest RAM gone under the guest */
+    uint64_t prefetched, nx_splits; /* leaves made for neighbours; huge leaves given up for execution */
+    uint64_t untracked;             /* faults that only said: this page is in use again */
+    uint64_t pml_logged, pml_full;
 };
 
 #define KVM_COUNT_ADD(p, n) __atomic_store_n(p, __atomic_load_n(p, __ATOMIC_RELAXED) + (n), __ATOMIC_RELAXED)
@@ -106,6 +109,8 @@ struct kvm_vcpu {
     _Atomic uint32_t in_guest;      /* 1 from the last look at `requests` until after cpu_run() */
     _Atomic uint32_t mp_state;      /* KVM_MP_STATE_*; others only read */
     _Atomic uint64_t reader;        /* odd inside a read section */
+    _Atomic uint32_t walk;          /* odd inside a walk section: mmu_walk.h */
+    _Atomic uint32_t pml_round;     /* odd while the log of modified pages may fill: mmu_pml.c */
 
     pthread_mutex_t lock;
     /* under lock */
@@ -140,6 +145,8 @@ struct kvm_vcpu {
     /* MMU, the thread's own: tables filled up before mmu.lock is taken, and last-hit caches */
     struct kvm_shadow_vcpu *shadow; /* the shadow kind's; else null */
     struct kvm_table_cache tables;
+    uint64_t *pml;               /* the processor's log of modified pages, or null */
+    hpa_t pml_page;
     struct kvm_memslot *last_slot;
     uint64_t last_slot_gen;
     uint64_t mmio_gfn, mmio_gen; /* last MMIO page found current; gfn UINT64_MAX: none */

@@ -35,6 +35,7 @@ struct kvm_vcpu;
 struct kvm_vm_counters {
     _Atomic uint64_t remote_flushes, remote_flush_requests;
     _Atomic uint64_t slot_updates, zapped_ranges, invalidations;
+    _Atomic uint64_t eager_splits, huge_recovered, nx_recovered;
 };
 
 struct kvm_vm {

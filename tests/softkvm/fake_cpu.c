@@ -125,6 +125,10 @@ void cpu_request_flush(struct cpu *cpu)
     }
 }
 
+void cpu_cached_for_each(const struct cpu *cpu, cpu_cached_fn *fn, void *opaque)
+{
+}
+
 void cpu_request_flush_wait(struct cpu *cpu)
 {
 }

@@ -13,6 +13,7 @@
 
 #include <cmocka.h>
 
+#include "../src/softkvm/lpage.c"
 #include "../src/softkvm/slot.c"
 #include "../src/softkvm/slot_change.c"
 
