@@ -24,8 +24,7 @@
 
 static uint32_t reserved(const struct kvm_vm *vm)
 {
-    (void)vm;
-    return KVM_RING_RESERVED;
+    return KVM_RING_RESERVED + (vm->mmu.pml ? KVM_RING_RESERVED_PML : 0);
 }
 
 /*

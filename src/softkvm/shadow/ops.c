@@ -268,8 +268,9 @@ struct leaf_work {
 
 static void show_frame(struct leaf_work *w, const struct kvm_rmap *r, uint64_t f, unsigned level)
 {
-    struct kvm_mmu_leaf leaf = {f << PAGE_SHIFT, best_entry(r), level, false};
+    struct kvm_mmu_leaf leaf = {.gpa = f << PAGE_SHIFT, .entry = best_entry(r), .level = level};
 
+    leaf.is_writable = leaf.is_unnoticed = (leaf.entry & X86_PTE_W) != 0;
     if (leaf.entry && !w->stop) {
         w->stop = !w->fn(w->opaque, &leaf);
     }
