@@ -79,6 +79,7 @@ enum cpu_replay_state cpu_replay_write(struct cpu *cpu, const struct cpu_op *op,
     memcpy(r->entry[r->count].data, data, size);
     r->count++;
     r->next = r->count;
+    cpu->device_rip = cpu_op_rip(cpu, op);
     return CPU_REPLAY_NEW;
 }
 

@@ -229,6 +229,7 @@ struct cpu {
     struct cpu_exit exit;        /* why cpu_run() came back */
     struct cpu_replay replay;    /* device accesses of the instruction at hand that are done */
     struct cpu_ahead ahead;      /* elements of a REP INS that have been read already */
+    uint64_t device_rip;         /* of the instruction that wrote to a device last */
     struct cpu_block_cache *blocks;
     struct cpu_block **jump_cache_own, **jump_cache_none; /* the second stays empty: for instructions run alone */
     struct cpu_event deferred;   /* an injected event that must wait for a fault met before it */

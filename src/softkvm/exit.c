@@ -358,6 +358,7 @@ static int handle_hypercall(struct kvm_vcpu *v)
     if (v->cpu->cpl != 0) {
         ret = -HC_EPERM;
     } else if (args[0] == HC_VAPIC_POLL_IRQ) {
+        kvm_vcpu_request(v, KVM_REQUEST_EVENT);
         ret = 0;
     } else if (!v->vm->irq->hypercall(v, args, &ret)) {
         ret = -HC_ENOSYS;

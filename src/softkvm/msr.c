@@ -127,7 +127,8 @@ static bool mtrr_type_ok(unsigned type)
     return type < 8 && (1u << type & 0x73);
 }
 
-static bool mtrr_value_ok(uint32_t index, uint64_t value)
+/* Addresses are as wide as the vCPU's CPUID says. */
+static bool mtrr_value_ok(const struct kvm_vcpu *v, uint32_t index, uint64_t value)
 {
     if (index >= X86_MSR_MTRR_FIX64K) {
         for (int i = 0; i < 8; i++) {
@@ -137,7 +138,7 @@ static bool mtrr_value_ok(uint32_t index, uint64_t value)
         }
         return true;
     }
-    if (value >> KVM_GUEST_PHYS_BITS) {
+    if (value >> v->cpu->maxphyaddr) {
         return false;
     }
     return index & 1 ? (value & 0x7ff) == 0 : mtrr_type_ok(value & 0xff) && !(value & 0xf00);
@@ -161,10 +162,11 @@ static enum kvm_msr_result get_own(struct kvm_vcpu *v, uint32_t index, uint64_t 
     return KVM_MSR_DONE;
 }
 
-static enum kvm_msr_result set_ranged(uint64_t *slot, uint32_t index, uint64_t value, bool by_host)
+static enum kvm_msr_result set_ranged(struct kvm_vcpu *v, uint64_t *slot, uint32_t index, uint64_t value,
+                                      bool by_host)
 {
     if (is_mtrr(index)) {
-        if (!mtrr_value_ok(index, value)) {
+        if (!mtrr_value_ok(v, index, value)) {
             return KVM_MSR_FAULT;
         }
     } else if (!by_host && (index & 3) == 1 && value != 0) {
@@ -182,7 +184,7 @@ static enum kvm_msr_result set_own(struct kvm_vcpu *v, uint32_t index, uint64_t 
     uint64_t *slot = e ? NULL : find_ranged(v, index);
 
     if (slot) {
-        return set_ranged(slot, index, value, by_host);
+        return set_ranged(v, slot, index, value, by_host);
     }
     if (!e) {
         return KVM_MSR_UNKNOWN;

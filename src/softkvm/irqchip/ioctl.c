@@ -316,16 +316,30 @@ static int set_lapic(struct kvm_vcpu *v, const void *arg)
     return v->lapic ? kvm_lapic_set_state(v->lapic, &page) : -EINVAL;
 }
 
-/* TPR reporting is for guests that patch themselves; refused, as on a KVM without the module's help. */
+/* Also on a KVM whose processor has TPR in hardware this can be turned on; see lapic_tpr.c. */
 static int tpr_access(struct kvm_vcpu *v, void *arg)
 {
     struct kvm_tpr_access_ctl ctl;
 
     COPY_IN(ctl, arg);
-    if (!v->lapic || ctl.flags) {
+    if (ctl.flags) {
         return -EINVAL;
     }
-    return ctl.enabled ? -EOPNOTSUPP : 0;
+    if (v->lapic) {
+        v->lapic->tpr.reports = ctl.enabled != 0;
+    }
+    return copy_out(arg, &ctl, sizeof(ctl));
+}
+
+static int set_vapic(struct kvm_vcpu *v, const void *arg)
+{
+    struct kvm_vapic_addr where;
+
+    if (!v->lapic) {
+        return -EINVAL;
+    }
+    COPY_IN(where, arg);
+    return kvm_lapic_set_vapic(v->lapic, where.vapic_addr);
 }
 
 int kvm_chips_vcpu_ioctl(struct kvm_vcpu *v, unsigned long request, void *arg)
@@ -339,6 +353,8 @@ int kvm_chips_vcpu_ioctl(struct kvm_vcpu *v, unsigned long request, void *arg)
         return kvm_pvclock_was_stopped(v);
     case KVM_TPR_ACCESS_REPORTING:
         return tpr_access(v, arg);
+    case KVM_SET_VAPIC_ADDR:
+        return set_vapic(v, arg);
     default:
         return -ENOTTY;
     }

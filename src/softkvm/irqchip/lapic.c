@@ -237,6 +237,9 @@ int kvm_lapic_mmio(struct kvm_lapic *apic, const struct kvm_bus_access *a)
         }
         return 0;
     }
+    if ((offset & ~UINT64_C(0xf)) == APIC_TPR) {
+        kvm_lapic_report_tpr(apic, a->is_write);
+    }
     if (!a->is_write) {
         mmio_read(apic, (unsigned)offset, a);
     } else if (a->size == 4 && (offset & 0xf) == 0) {
@@ -291,6 +294,7 @@ void kvm_lapic_reset(struct kvm_lapic *apic, bool init)
     apic->timer.divide = 2;
     apic->pv_eoi.msr = 0;
     apic->pv_eoi.set = false;
+    apic->vapic_addr = 0;
     atomic_store(&apic->eoi_exit, -1);
 }
 

@@ -85,6 +85,12 @@ struct kvm_lapic {
         uint64_t msr;          /* MSR_KVM_PV_EOI_EN */
         bool set;              /* the guest may end the interrupt in service in memory */
     } pv_eoi;
+    uint64_t vapic_addr;       /* gpa of the virtual APIC word; 0: none */
+    struct {
+        bool reports;          /* KVM_TPR_ACCESS_REPORTING is on */
+        bool pending, is_write;
+        uint64_t rip;          /* of the accessing instruction */
+    } tpr;
     uint64_t timer_fires, timer_late_ns; /* counters */
 };
 
@@ -185,6 +191,18 @@ void kvm_lapic_send_icr(struct kvm_lapic *apic, uint32_t low, uint32_t high);
 
 /* PIT ticks as NMI watchdog, to all LINT0 in NMI mode. */
 void kvm_lapic_pit_watchdogs(struct kvm_vm *vm);
+
+/* ---- lapic_tpr.c ---- */
+
+/* KVM_SET_VAPIC_ADDR: 0, or -EINVAL where there is no memory, or not aligned. addr 0 ends it. */
+int kvm_lapic_set_vapic(struct kvm_lapic *apic, uint64_t addr);
+/* Take the task priority from the virtual APIC word; put the state there. Owner, in a read section. */
+void kvm_lapic_from_vapic(struct kvm_lapic *apic);
+void kvm_lapic_to_vapic(struct kvm_lapic *apic);
+/* The guest accesses TPR in the page: user space is told if it asked to be. */
+void kvm_lapic_report_tpr(struct kvm_lapic *apic, bool is_write);
+/* Fill the run page for KVM_EXIT_TPR_ACCESS. False: nothing to tell. */
+bool kvm_lapic_tpr_exit(struct kvm_lapic *apic);
 
 /* ---- lapic_timer.c ---- */
 

@@ -88,6 +88,8 @@ static int pending_vector(struct kvm_vcpu *v)
         return -1;
     }
     kvm_lapic_timer_awake(v->lapic);
+    kvm_lapic_from_vapic(v->lapic);
+    kvm_lapic_to_vapic(v->lapic);
     return highest_vector(v);
 }
 
@@ -113,11 +115,16 @@ static int ack_vector(struct kvm_vcpu *v)
     if (pic_vector(v) >= 0) {
         vector = ack_pic(v->vm->chips);
     }
-    return vector >= 0 ? vector : kvm_lapic_ack(v->lapic);
+    vector = vector >= 0 ? vector : kvm_lapic_ack(v->lapic);
+    kvm_lapic_to_vapic(v->lapic);
+    return vector;
 }
 
 static bool has_work(struct kvm_vcpu *v)
 {
+    if (v->lapic) {
+        kvm_lapic_from_vapic(v->lapic);
+    }
     return v->lapic && (v->cpu->rflags_rest & X86_IF) && highest_vector(v) >= 0;
 }
 
@@ -147,7 +154,10 @@ static bool user_exit(struct kvm_vcpu *v)
     int vector = v->lapic ? atomic_exchange(&v->lapic->eoi_exit, -1) : -1;
 
     if (vector < 0) {
-        return false;
+        return v->lapic && kvm_lapic_tpr_exit(v->lapic);
+    }
+    if (v->lapic->tpr.pending) {
+        atomic_fetch_or(&v->requests, KVM_REQUEST_APIC_EXIT); /* one at a time */
     }
     v->run->exit_reason = KVM_EXIT_IOAPIC_EOI;
     v->run->eoi.vector = (uint8_t)vector;
