@@ -420,7 +420,7 @@ static bool vma_is_sane(const struct host_mm *mm, uint64_t addr, const struct ho
            !page_offset(vma->end.v) && vma->end.v <= host_mm_limit(mm);
 }
 
-/* See mm_impl.h. All VMAs of the file learn its length. Lock: takes the mmap lock for writing. */
+/* See mm_impl.h. Lock: takes the mmap lock for writing. */
 bool host_mm_file_grew(struct host_mm *mm, uint64_t addr)
 {
     struct host_vma now;
@@ -432,13 +432,7 @@ bool host_mm_file_grew(struct host_mm *mm, uint64_t addr)
     if (vma && (vma->flags & HOST_VMA_IMPORTED) &&
         mm->source.query(mm->source.opaque, hva(addr), &now) == 0 && now.dev == vma->dev &&
         now.ino == vma->ino) {
-        for (size_t i = 0; i < mm->vmas.n; i++) {
-            if (mm->vmas.v[i].dev == now.dev && mm->vmas.v[i].ino == now.ino) {
-                mm->vmas.v[i].file_end = now.file_end;
-                mm->vmas.v[i].flags &= ~HOST_VMA_SIZED;
-                mm->vmas.v[i].flags |= now.flags & HOST_VMA_SIZED;
-            }
-        }
+        host_vma_share_length(&mm->vmas, &now);
         inside = !past_end(vma, addr);
     }
     pthread_rwlock_unlock(&mm->mmap_lock);
@@ -464,6 +458,9 @@ int host_mm_import(struct host_mm *mm, uint64_t addr)
         goto out;
     }
     clip_to_gap(&mm->vmas, addr, &vma);
+    if (vma.flags & HOST_VMA_FILE) {
+        host_vma_share_length(&mm->vmas, &vma);
+    }
     host_vma_insert(&mm->vmas, &vma);
     host_vma_merge_around(&mm->vmas, vma.start.v, vma.end.v);
     host_mm_count(mm, HOST_MM_imports, 1);

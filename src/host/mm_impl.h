@@ -192,6 +192,8 @@ void host_vma_clear_range(struct host_vma_set *set, uint64_t start, uint64_t end
 void host_vma_insert(struct host_vma_set *set, const struct host_vma *vma);
 void host_vma_split_at(struct host_vma_set *set, uint64_t addr);
 void host_vma_merge_around(struct host_vma_set *set, uint64_t start, uint64_t end);
+/* All VMAs of the file of `now` learn what it says of the file's length. */
+void host_vma_share_length(struct host_vma_set *set, const struct host_vma *now);
 bool host_vma_covers(const struct host_vma_set *set, uint64_t start, uint64_t end);
 
 /* ---- mm.c ---- */

@@ -144,6 +144,18 @@ void host_vma_merge_around(struct host_vma_set *set, uint64_t start, uint64_t en
     }
 }
 
+/* Neighbours of one file are joined whatever they know of its length: so all know the same, the latest. */
+void host_vma_share_length(struct host_vma_set *set, const struct host_vma *now)
+{
+    for (size_t i = 0; i < set->n; i++) {
+        if (set->v[i].dev == now->dev && set->v[i].ino == now->ino) {
+            set->v[i].file_end = now->file_end;
+            set->v[i].flags &= ~HOST_VMA_SIZED;
+            set->v[i].flags |= now->flags & HOST_VMA_SIZED;
+        }
+    }
+}
+
 /* Is [start, end) covered without a hole? */
 bool host_vma_covers(const struct host_vma_set *set, uint64_t start, uint64_t end)
 {

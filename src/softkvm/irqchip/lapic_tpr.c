@@ -49,7 +49,7 @@ void kvm_lapic_to_vapic(struct kvm_lapic *apic)
            (irr < 0 ? 0 : (uint32_t)irr << 24);
     /* A write marks the page dirty: none without a change. */
     if (kvm_guest_read(apic->vcpu->vm, gpa(apic->vapic_addr), &old, sizeof(old)) == 0 && old != word) {
-        (void)kvm_guest_write(apic->vcpu->vm, gpa(apic->vapic_addr), &word, sizeof(word));
+        (void)!kvm_guest_write(apic->vcpu, gpa(apic->vapic_addr), &word, sizeof(word));
     }
 }
 
