@@ -61,7 +61,8 @@ static const struct command {
     const char *name;
     int (*run)(int argc, char *const *argv);
 } commands[] = {
-    {"run", cli_run},          {"doctor", cli_doctor},         {"help", cli_help},
+    {"run", cli_run},          {"kvm-run", cli_kvm_run},       {"doctor", cli_doctor},
+    {"help", cli_help},
     {"--help", cli_help},      {"-h", cli_help},               {"-help", cli_help},
     {"--version", cli_show_version}, {"-version", cli_show_version},
 };
@@ -93,7 +94,7 @@ int cli_main(int argc, char *const *argv)
     if (best) {
         fprintf(stderr, "strata: unknown command '%s'; did you mean '%s'?\n", argv[1], best);
     } else {
-        fprintf(stderr, "strata: unknown command '%s'; run, doctor, --help, --version\n", argv[1]);
+        fprintf(stderr, "strata: unknown command '%s'; run, kvm-run, doctor, --help, --version\n", argv[1]);
     }
     return 2;
 }

@@ -387,5 +387,5 @@ void cli_options_help(FILE *to)
     }
     fprintf(to, "\nexit status: 0 guest powered off; 1 error; 2 usage; 3 accelerator not to be had;\n"
                 "4 guest crashed (with -no-reboot); 2V+1 isa-debug-exit; 128+N signal N\n"
-                "other commands: strata doctor (which engines work here), strata --version\n");
+                "other commands: strata kvm-run -- COMMAND (answers its /dev/kvm), strata doctor (which engines work here), strata --version\n");
 }

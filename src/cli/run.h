@@ -6,6 +6,7 @@
 
 /* argv: the words after the command's name. */
 int cli_run(int argc, char *const *argv);
+int cli_kvm_run(int argc, char *const *argv);
 int cli_doctor(int argc, char *const *argv);
 int cli_main(int argc, char *const *argv);
 /* One line; returns 0. */

@@ -13,11 +13,13 @@
 
 PRELOAD_REAL(int, close, int fd)
 PRELOAD_REAL(int, close_range, unsigned first, unsigned last, int flags)
+PRELOAD_REAL(void, closefrom, int first)
 PRELOAD_REAL(int, dup, int fd)
 PRELOAD_REAL(int, dup3, int fd, int fd2, int flags)
 PRELOAD_REAL(int, dup2, int fd, int fd2)
 PRELOAD_REAL(int, fcntl64, int fd, int cmd, ...)
 PRELOAD_REAL(ssize_t, read, int fd, void *buf, size_t n)
+PRELOAD_REAL(ssize_t, write, int fd, const void *buf, size_t n)
 PRELOAD_REAL(ssize_t, pread64, int fd, void *buf, size_t n, off64_t at)
 
 PRELOAD_EXPORT int close(int fd)
@@ -32,12 +34,16 @@ PRELOAD_EXPORT int close(int fd)
 
 PRELOAD_EXPORT int close_range(unsigned first, unsigned last, int flags)
 {
-    if (preload_active() && !((unsigned)flags & CLOSE_RANGE_KEEPS)) {
-        for (unsigned fd = first; fd <= last && fd < 1u << 20; fd++) {
-            preload_forget((int)fd);
-        }
+    if (!((unsigned)flags & ~2u) && first <= last) {
+        preload_forget_range(first, last);
     }
     return real_close_range()(first, last, flags);
+}
+
+PRELOAD_EXPORT void closefrom(int first)
+{
+    preload_forget_range(first < 0 ? 0 : (unsigned)first, UINT32_MAX);
+    real_closefrom()(first);
 }
 
 /* fd2 is a copy of fd; on failure of the engine's half it is closed again. */
@@ -45,7 +51,7 @@ static int finish_dup(int fd, int fd2)
 {
     int ret;
 
-    if (fd2 < 0 || !preload_active()) {
+    if (fd2 < 0 || (!preload_find(fd) && !preload_find(fd2)) || preload_is_vfork()) {
         return fd2;
     }
     ret = preload_copy(fd, fd2);
@@ -97,11 +103,20 @@ PRELOAD_EXPORT ssize_t read(int fd, void *buf, size_t n)
     if (!e) {
         return real_read()(fd, buf, n);
     }
+    if (preload_is_foreign(e)) {
+        return preload_result(-EIO);
+    }
     got = softkvm_read(preload_active(), e->soft, buf, n, atomic_load(&e->offset));
     if (got > 0) {
         atomic_fetch_add(&e->offset, (uint64_t)got);
     }
     return preload_result(got);
+}
+
+/* None of KVM's files can be written. */
+PRELOAD_EXPORT ssize_t write(int fd, const void *buf, size_t n)
+{
+    return preload_find(fd) ? preload_result(-EINVAL) : real_write()(fd, buf, n);
 }
 
 static ssize_t read_at(int fd, void *buf, size_t n, off64_t at)
@@ -112,8 +127,10 @@ static ssize_t read_at(int fd, void *buf, size_t n, off64_t at)
         return real_pread64()(fd, buf, n, at);
     }
     if (at < 0) {
-        errno = EINVAL;
-        return -1;
+        return preload_result(-EINVAL);
+    }
+    if (preload_is_foreign(e)) {
+        return preload_result(-EIO);
     }
     return preload_result(softkvm_read(preload_active(), e->soft, buf, n, (uint64_t)at));
 }

@@ -1,8 +1,8 @@
 /*
- * The path half: every libc spelling of opening, examining or testing /dev/kvm. Only the exact path is
- * ours; all else goes through untouched.
+ * The path half: every libc spelling of opening, examining or testing /dev/kvm. All other paths go through
+ * untouched.
  */
-#include "preload/preload.h"
+#include "preload/open.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -12,6 +12,7 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
+#include "preload/preload.h"
 #include "preload/real.h"
 
 PRELOAD_REAL(int, openat, int dir, const char *path, int flags, ...)
@@ -22,7 +23,15 @@ PRELOAD_REAL(int, fstat, int fd, struct stat *st)
 
 static int open_path(int dir, const char *path, int flags, mode_t mode)
 {
-    if (preload_is_device(path)) {
+    if (preload_is_device(dir, path)) {
+        if (flags & O_DIRECTORY) {
+            errno = ENOTDIR;
+            return -1;
+        }
+        if ((flags & (O_CREAT | O_EXCL)) == (O_CREAT | O_EXCL)) {
+            errno = EEXIST;
+            return -1;
+        }
         return preload_open(flags);
     }
     return real_openat()(dir, path, flags, mode);
@@ -102,7 +111,7 @@ static void describe(struct stat *st)
 
 static int stat_path(int dir, const char *path, struct stat *st, int flags)
 {
-    if (preload_is_device(path)) {
+    if (preload_is_device(dir, path)) {
         describe(st);
         return 0;
     }
@@ -150,6 +159,56 @@ PRELOAD_EXPORT int fstat(int fd, struct stat *st)
     return real_fstat()(fd, st);
 }
 
+/* The names that programs built before glibc 2.33 call. */
+int __xstat(int version, const char *path, struct stat *st);
+int __lxstat(int version, const char *path, struct stat *st);
+int __fxstat(int version, int fd, struct stat *st);
+int __fxstatat(int version, int dir, const char *path, struct stat *st, int flags);
+int __xstat64(int version, const char *path, struct stat64 *st);
+int __lxstat64(int version, const char *path, struct stat64 *st);
+int __fxstat64(int version, int fd, struct stat64 *st);
+int __fxstatat64(int version, int dir, const char *path, struct stat64 *st, int flags);
+
+PRELOAD_EXPORT int __xstat(int version, const char *path, struct stat *st)
+{
+    return stat_path(AT_FDCWD, path, st, 0);
+}
+
+PRELOAD_EXPORT int __xstat64(int version, const char *path, struct stat64 *st)
+{
+    return stat_path(AT_FDCWD, path, (struct stat *)st, 0);
+}
+
+PRELOAD_EXPORT int __lxstat(int version, const char *path, struct stat *st)
+{
+    return stat_path(AT_FDCWD, path, st, AT_SYMLINK_NOFOLLOW);
+}
+
+PRELOAD_EXPORT int __lxstat64(int version, const char *path, struct stat64 *st)
+{
+    return stat_path(AT_FDCWD, path, (struct stat *)st, AT_SYMLINK_NOFOLLOW);
+}
+
+PRELOAD_EXPORT int __fxstat(int version, int fd, struct stat *st)
+{
+    return fstat(fd, st);
+}
+
+PRELOAD_EXPORT int __fxstat64(int version, int fd, struct stat64 *st)
+{
+    return fstat(fd, (struct stat *)st);
+}
+
+PRELOAD_EXPORT int __fxstatat(int version, int dir, const char *path, struct stat *st, int flags)
+{
+    return stat_path(dir, path, st, flags);
+}
+
+PRELOAD_EXPORT int __fxstatat64(int version, int dir, const char *path, struct stat64 *st, int flags)
+{
+    return stat_path(dir, path, (struct stat *)st, flags);
+}
+
 PRELOAD_EXPORT int fstat64(int fd, struct stat64 *st)
 {
     return fstat(fd, (struct stat *)st);
@@ -157,7 +216,7 @@ PRELOAD_EXPORT int fstat64(int fd, struct stat64 *st)
 
 PRELOAD_EXPORT int statx(int dir, const char *path, int flags, unsigned mask, struct statx *st)
 {
-    if (preload_is_device(path)) {
+    if (preload_is_device(dir, path)) {
         memset(st, 0, sizeof(*st));
         st->stx_mask = STATX_BASIC_STATS;
         st->stx_mode = S_IFCHR | 0666;
@@ -172,7 +231,7 @@ PRELOAD_EXPORT int statx(int dir, const char *path, int flags, unsigned mask, st
 /* The node may be read and written by everybody, and not executed. */
 static int access_path(int dir, const char *path, int mode, int flags)
 {
-    if (preload_is_device(path)) {
+    if (preload_is_device(dir, path)) {
         if (mode & X_OK) {
             errno = EACCES;
             return -1;

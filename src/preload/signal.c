@@ -3,8 +3,9 @@
  * learns of it only inside the handler. So handlers are wrapped: after the program's own has run, a
  * KVM_RUN of this thread is told to stop. Asking for a handler gives back the program's own.
  *
- * Locks: preload_lock orders changes. A wrapper takes none: it reads an entry that was written before
- * the system call that made the handler ours.
+ * Locks: one of its own orders changes, taken with all signals blocked, since sigaction() may be called from
+ * a handler. A wrapper takes none: it reads an entry that was written before the system call that made the
+ * handler ours.
  */
 #include "preload/preload.h"
 
@@ -17,6 +18,7 @@
 PRELOAD_REAL(int, sigaction, int sig, const struct sigaction *act, struct sigaction *old)
 
 static struct sigaction handlers[NSIG]; /* the program's own, while ours stands in for it */
+static pthread_mutex_t handlers_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void stop_run(void)
 {
@@ -48,15 +50,18 @@ static bool is_function(const struct sigaction *act)
            (act->sa_handler != SIG_DFL && act->sa_handler != SIG_IGN);
 }
 
-PRELOAD_EXPORT int sigaction(int sig, const struct sigaction *act, struct sigaction *old)
+static int set_action(int sig, const struct sigaction *act, struct sigaction *old)
 {
     struct sigaction wrapped, before, mine;
+    sigset_t all, mask;
     int ret;
 
     if (sig <= 0 || sig >= NSIG) {
         return real_sigaction()(sig, act, old);
     }
-    pthread_mutex_lock(&preload_lock);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &mask);
+    pthread_mutex_lock(&handlers_lock);
     mine = handlers[sig];
     if (act && is_function(act)) {
         wrapped = *act;
@@ -70,11 +75,17 @@ PRELOAD_EXPORT int sigaction(int sig, const struct sigaction *act, struct sigact
     } else {
         ret = real_sigaction()(sig, act, &before);
     }
-    pthread_mutex_unlock(&preload_lock);
+    pthread_mutex_unlock(&handlers_lock);
+    pthread_sigmask(SIG_SETMASK, &mask, NULL);
     if (ret == 0 && old) {
         *old = before.sa_sigaction == on_signal && (before.sa_flags & SA_SIGINFO) ? mine : before;
     }
     return ret;
+}
+
+PRELOAD_EXPORT int sigaction(int sig, const struct sigaction *act, struct sigaction *old)
+{
+    return PRELOAD_INSIDE ? real_sigaction()(sig, act, old) : set_action(sig, act, old);
 }
 
 PRELOAD_EXPORT sighandler_t signal(int sig, sighandler_t handler)
@@ -82,7 +93,7 @@ PRELOAD_EXPORT sighandler_t signal(int sig, sighandler_t handler)
     struct sigaction act = {.sa_handler = handler, .sa_flags = SA_RESTART}, old;
 
     sigemptyset(&act.sa_mask);
-    if (sigaction(sig, &act, &old) != 0) {
+    if (set_action(sig, &act, &old) != 0) {
         return SIG_ERR;
     }
     return old.sa_handler;

@@ -1,6 +1,7 @@
 /*
  * The table of descriptors that stand for the engine's; see preload.h. Entries are found by a load
  * from a two-level array, so that neither a million descriptors nor their absence costs anything.
+ * An entry that leaves the table is not freed: a reader may still hold it. There are few.
  */
 #include "preload/preload.h"
 
@@ -10,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -21,9 +23,19 @@ struct chunk {
     _Atomic(struct preload_fd *) fd[CHUNK];
 };
 
-pthread_mutex_t preload_lock = PTHREAD_MUTEX_INITIALIZER;
-_Atomic(struct softkvm *) preload_engine;
 static _Atomic(struct chunk *) chunks[CHUNKS];
+
+/* Bounds of this library in memory, from the linker. */
+extern const char __ehdr_start[] __attribute__((visibility("hidden")));
+extern const char _end[] __attribute__((visibility("hidden")));
+
+bool preload_is_inside(const void *return_address)
+{
+    return (const char *)return_address >= __ehdr_start && (const char *)return_address < _end;
+}
+
+/* Names of the memfds, by which another process knows what it was given. */
+static const char *const names[] = {"kvm", "kvm-vm", "kvm-vcpu", "kvm-stats", "guest_memfd"};
 
 static _Atomic(struct preload_fd *) *slot_of(int fd, bool make)
 {
@@ -48,20 +60,23 @@ struct preload_fd *preload_find(int fd)
 {
     _Atomic(struct preload_fd *) *slot;
 
-    if (!preload_active()) {
+    if (!atomic_load_explicit(&preload_engine, memory_order_acquire)) {
         return NULL;
     }
     slot = slot_of(fd, false);
     return slot ? atomic_load_explicit(slot, memory_order_acquire) : NULL;
 }
 
-/* Entries are small and few; a reader may still hold one that is replaced, so they are not freed
- * before the process ends but put on a list for reuse by preload_install(). */
-static struct preload_fd *put_entry(int fd, struct preload_fd *e)
+bool preload_is_foreign(const struct preload_fd *e)
 {
-    _Atomic(struct preload_fd *) *slot = slot_of(fd, true);
+    return e->mark != atomic_load_explicit(preload_mark, memory_order_relaxed);
+}
 
-    return slot ? atomic_exchange(slot, e) : e;
+static _Atomic pid_t table_owner; /* whose descriptors the table has */
+
+bool preload_is_vfork(void)
+{
+    return preload_active() && atomic_load(&table_owner) != getpid();
 }
 
 static struct preload_fd *new_entry(int soft, enum preload_kind kind)
@@ -72,20 +87,49 @@ static struct preload_fd *new_entry(int soft, enum preload_kind kind)
         e->soft = soft;
         e->kind = kind;
         e->owner = getpid();
+        e->mark = atomic_load(preload_mark);
+        atomic_store(&table_owner, e->owner);
     }
     return e;
 }
 
-int preload_install(int soft, enum preload_kind kind, bool cloexec)
+/* Put an entry, or null, into the slot of fd; what was there is closed. False: no memory, or fd too high. */
+static bool put_entry(int fd, struct preload_fd *e)
 {
-    static const char *const names[] = {"kvm", "kvm", "kvm-vm", "kvm-vcpu", "kvm-stats"};
+    _Atomic(struct preload_fd *) *slot = slot_of(fd, e != NULL);
+    struct preload_fd *old;
+
+    if (!slot) {
+        return false;
+    }
+    old = atomic_exchange(slot, e);
+    if (old && !preload_is_foreign(old)) {
+        preload_stats_show(fd, old);
+        softkvm_close(preload_active(), old->soft);
+    }
+    return true;
+}
+
+/* An empty file that cannot be written or grown. */
+static int make_file(enum preload_kind kind, int flags)
+{
+    int fd = memfd_create(names[kind], MFD_ALLOW_SEALING | (flags & O_CLOEXEC ? MFD_CLOEXEC : 0));
+
+    if (fd >= 0) {
+        (void)fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL);
+    }
+    return fd;
+}
+
+int preload_install(int soft, enum preload_kind kind, int flags)
+{
     struct preload_fd *e = new_entry(soft, kind);
-    int fd = e ? memfd_create(names[kind], cloexec ? MFD_CLOEXEC : 0) : -1;
+    int fd = e ? make_file(kind, flags) : -1;
     int saved = e ? errno : ENOMEM;
 
-    if (fd < 0 || put_entry(fd, e) == e) {
-        saved = fd < 0 ? saved : EMFILE;
+    if (fd < 0 || !put_entry(fd, e)) {
         if (fd >= 0) {
+            saved = EMFILE;
             syscall(SYS_close, fd);
         }
         free(e);
@@ -99,35 +143,139 @@ int preload_install(int soft, enum preload_kind kind, bool cloexec)
 int preload_copy(int fd, int fd2)
 {
     struct preload_fd *e = preload_find(fd), *copy;
-    int soft;
+    int soft = -1;
 
     if (!e) {
         preload_forget(fd2);
         return 0;
     }
-    soft = softkvm_dup(preload_active(), e->soft);
-    if (soft < 0) {
-        return soft;
+    if (!preload_is_foreign(e)) {
+        soft = softkvm_dup(preload_active(), e->soft);
+        if (soft < 0) {
+            return soft;
+        }
     }
     copy = new_entry(soft, e->kind);
-    preload_forget(fd2);
-    if (!copy || put_entry(fd2, copy) == copy) {
+    if (copy) {
+        copy->mark = e->mark;
+    }
+    if (!copy || !put_entry(fd2, copy)) {
         free(copy);
-        softkvm_close(preload_active(), soft);
+        if (soft >= 0) {
+            softkvm_close(preload_active(), soft);
+        }
         return copy ? -EMFILE : -ENOMEM;
     }
-    copy->owner = e->owner;
     return 0;
 }
 
 void preload_forget(int fd)
 {
-    _Atomic(struct preload_fd *) *slot = preload_active() ? slot_of(fd, false) : NULL;
-    struct preload_fd *e = slot ? atomic_exchange(slot, NULL) : NULL;
-
-    if (e && e->owner == getpid()) {
-        softkvm_close(preload_active(), e->soft);
+    if (preload_find(fd) && !preload_is_vfork()) {
+        put_entry(fd, NULL);
     }
+}
+
+void preload_forget_range(unsigned first, unsigned last)
+{
+    unsigned end = last < CHUNKS * CHUNK - 1 ? last : CHUNKS * CHUNK - 1;
+
+    if (!atomic_load(&preload_engine) || preload_is_vfork()) {
+        return;
+    }
+    for (unsigned fd = first; fd <= end; fd++) {
+        if (!atomic_load(&chunks[fd >> CHUNK_BITS])) {
+            fd |= CHUNK - 1;
+        } else {
+            preload_forget((int)fd);
+        }
+    }
+}
+
+void preload_for_each(void (*fn)(int fd, struct preload_fd *e))
+{
+    for (int fd = 0; fd < CHUNKS * CHUNK; fd++) {
+        struct preload_fd *e;
+
+        if (!atomic_load(&chunks[fd >> CHUNK_BITS])) {
+            fd |= CHUNK - 1;
+            continue;
+        }
+        e = preload_find(fd);
+        if (e && e->owner == getpid()) {
+            fn(fd, e);
+        }
+    }
+}
+
+int preload_adopt(int fd)
+{
+    struct softkvm *s = preload_engine_get();
+    struct preload_fd *e;
+    int soft;
+
+    if (!s) {
+        return -ENODEV;
+    }
+    soft = softkvm_open_system(s);
+    if (soft < 0) {
+        return soft;
+    }
+    e = new_entry(soft, PRELOAD_SYSTEM);
+    if (!e || !put_entry(fd, e)) {
+        free(e);
+        softkvm_close(s, soft);
+        return -ENOMEM;
+    }
+    return 0;
+}
+
+/* A descriptor of this process that is the same file: one that came back over a socket. -1: none. */
+static int same_file(int fd)
+{
+    struct stat st, other;
+
+    if (fstatat(fd, "", &st, AT_EMPTY_PATH) != 0) {
+        return -1;
+    }
+    for (int i = 0; i < CHUNKS * CHUNK; i++) {
+        struct preload_fd *e;
+
+        if (!atomic_load(&chunks[i >> CHUNK_BITS])) {
+            i |= CHUNK - 1;
+            continue;
+        }
+        e = preload_find(i);
+        if (e && !preload_is_foreign(e) && fstatat(i, "", &other, AT_EMPTY_PATH) == 0 &&
+            other.st_ino == st.st_ino && other.st_dev == st.st_dev) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+int preload_adopt_stranger(int fd)
+{
+    int same = same_file(fd);
+    char path[40], target[64], wanted[48];
+    ssize_t n;
+
+    if (same >= 0) {
+        return preload_copy(same, fd);
+    }
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    n = readlink(path, target, sizeof(target) - 1);
+    if (n < 0) {
+        return -ENOTTY;
+    }
+    target[n] = '\0';
+    for (unsigned kind = PRELOAD_SYSTEM; kind <= PRELOAD_VCPU; kind++) {
+        snprintf(wanted, sizeof(wanted), "/memfd:%s (deleted)", names[kind]);
+        if (strcmp(target, wanted) == 0) {
+            return kind == PRELOAD_SYSTEM ? preload_adopt(fd) : -EIO;
+        }
+    }
+    return -ENOTTY;
 }
 
 long preload_result(long ret)
@@ -139,65 +287,14 @@ long preload_result(long ret)
     return ret;
 }
 
-bool preload_is_device(const char *path)
-{
-    return path && strcmp(path, PRELOAD_PATH) == 0;
-}
-
-static void log_line(void *opaque, int level, const char *line)
-{
-    if (level <= 4 || getenv("STRATA_KVM_TRACE")) {
-        fprintf(stderr, "softkvm: %s\n", line);
-    }
-}
-
-static struct softkvm *make_engine(char *err, size_t size)
-{
-    struct softkvm_options options = {.size = sizeof(options), .log = log_line};
-    const char *mmu = getenv("STRATA_KVM_MMU");
-
-    if (mmu && strcmp(mmu, "npt") == 0) {
-        options.mmu = SOFTKVM_MMU_NPT;
-    } else if (mmu && strcmp(mmu, "shadow") == 0) {
-        options.mmu = SOFTKVM_MMU_SHADOW;
-    } else if (mmu && strcmp(mmu, "ept") != 0) {
-        snprintf(err, size, "STRATA_KVM_MMU=%s: ept, npt or shadow", mmu);
-        return NULL;
-    }
-    return softkvm_new(&options, err, size);
-}
-
 int preload_open(int flags)
 {
-    struct softkvm *s;
-    char err[256] = "";
+    struct softkvm *s = preload_engine_get();
     int soft;
 
-    pthread_mutex_lock(&preload_lock);
-    s = preload_active();
     if (!s) {
-        s = make_engine(err, sizeof(err));
-        atomic_store_explicit(&preload_engine, s, memory_order_release);
-    }
-    pthread_mutex_unlock(&preload_lock);
-    if (!s) {
-        fprintf(stderr, "softkvm: cannot start the engine: %s\n", err);
-        errno = ENODEV;
         return -1;
     }
     soft = softkvm_open_system(s);
-    return soft < 0 ? (int)preload_result(soft)
-                    : preload_install(soft, PRELOAD_SYSTEM, flags & O_CLOEXEC);
-}
-
-/* In a forked child the engine's threads are gone: it starts anew, and old descriptors answer EIO. */
-static void after_fork_in_child(void)
-{
-    preload_cancel_forked();
-    pthread_mutex_init(&preload_lock, NULL);
-}
-
-__attribute__((constructor)) static void init(void)
-{
-    pthread_atfork(NULL, NULL, after_fork_in_child);
+    return soft < 0 ? (int)preload_result(soft) : preload_install(soft, PRELOAD_SYSTEM, flags);
 }

@@ -1,0 +1,62 @@
+/*
+ * `strata kvm-run --stats`: the counters of a VM or vCPU, on standard error when its last descriptor is
+ * closed or the program ends. They are read as any program reads them, in the kernel's binary format.
+ */
+#include "preload/preload.h"
+
+#include <linux/kvm.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define MOST_COUNTERS 512
+
+/* One counter: its description is followed by its name. */
+static void show_counter(struct softkvm *s, int stats, const struct kvm_stats_header *h, unsigned i)
+{
+    char room[sizeof(struct kvm_stats_desc) + 256];
+    struct kvm_stats_desc *d = (struct kvm_stats_desc *)(void *)room;
+    size_t size = sizeof(*d) + h->name_size;
+    uint64_t value;
+
+    if (size >= sizeof(room) ||
+        softkvm_read(s, stats, room, size, h->desc_offset + i * size) != (int64_t)size || d->size != 1 ||
+        softkvm_read(s, stats, &value, sizeof(value), h->data_offset + d->offset) != sizeof(value)) {
+        return;
+    }
+    room[size] = '\0';
+    if (value) {
+        fprintf(stderr, "  %-32s %20llu\n", d->name, (unsigned long long)value);
+    }
+}
+
+void preload_stats_show(int fd, struct preload_fd *e)
+{
+    struct softkvm *s = preload_active();
+    struct kvm_stats_header h;
+    char id[64] = "";
+    int stats;
+
+    if (!preload_wants_stats || !s || preload_is_foreign(e) ||
+        (e->kind != PRELOAD_VM && e->kind != PRELOAD_VCPU)) {
+        return;
+    }
+    stats = softkvm_ioctl(s, e->soft, KVM_GET_STATS_FD, NULL);
+    if (stats < 0) {
+        return;
+    }
+    if (softkvm_read(s, stats, &h, sizeof(h), 0) == sizeof(h) && h.num_desc <= MOST_COUNTERS) {
+        (void)softkvm_read(s, stats, id, h.name_size < sizeof(id) - 1 ? h.name_size : sizeof(id) - 1,
+                           h.id_offset);
+        fprintf(stderr, "softkvm: process %d, descriptor %d, %s\n", (int)getpid(), fd, id);
+        for (unsigned i = 0; i < h.num_desc; i++) {
+            show_counter(s, stats, &h, i);
+        }
+        if (e->kind == PRELOAD_VCPU) {
+            fprintf(stderr, "  %-32s %20llu\n", "instructions",
+                    (unsigned long long)softkvm_instructions(s, e->soft));
+        }
+    }
+    softkvm_close(s, stats);
+}
