@@ -17,13 +17,15 @@
 #include <unistd.h>
 
 #include "softkvm/inspect.h"
+#include "softkvm/kvm_abi.h"
 #include "softkvm/softkvm.h"
 
 #define ARENA   (UINT64_C(8) << 20)
 #define MAX_FDS 24
-#define BUFFER  8192
+#define BUFFER  65536 /* more than the longest list that a count in an argument can ask for */
 
-static struct softkvm *engine;
+static struct softkvm *engines[3]; /* one for each kind of MMU */
+static struct softkvm *engine;     /* the input's */
 static char *arena;
 static int running = -1;
 
@@ -57,7 +59,8 @@ static const unsigned long requests[] = {
     KVM_GET_MP_STATE, KVM_SET_MP_STATE, KVM_SET_GUEST_DEBUG, KVM_TRANSLATE, KVM_INTERRUPT, KVM_NMI,
     KVM_SET_SIGNAL_MASK, KVM_SET_CPUID2, KVM_GET_CPUID2, KVM_GET_LAPIC, KVM_SET_LAPIC,
     KVM_SET_TSC_KHZ, KVM_GET_TSC_KHZ, KVM_X86_SETUP_MCE, KVM_GET_STATS_FD, KVM_KVMCLOCK_CTRL,
-    SOFTKVM_EXPLAIN_GVA, SOFTKVM_EXPLAIN_GPA, SOFTKVM_EXPLAIN_HVA, SOFTKVM_SLOTS, SOFTKVM_EPT,
+    KVM_RESET_DIRTY_RINGS, KVM_X86_SET_MSR_FILTER, KVM_SET_MEMORY_ATTRIBUTES, KVM_CREATE_GUEST_MEMFD,
+    KVM_PRE_FAULT_MEMORY, SOFTKVM_EXPLAIN_GVA, SOFTKVM_EXPLAIN_GPA, SOFTKVM_EXPLAIN_HVA, SOFTKVM_SLOTS, SOFTKVM_EPT,
     SOFTKVM_FRAME, SOFTKVM_COUNTERS, SOFTKVM_CHECK,
 };
 
@@ -69,7 +72,7 @@ static void *ticker(void *opaque)
 
         usleep(2000);
         if (fd >= 0) {
-            softkvm_interrupt(engine, fd);
+            softkvm_interrupt(__atomic_load_n(&engine, __ATOMIC_RELAXED), fd);
         }
     }
     return opaque;
@@ -79,9 +82,16 @@ static void set_up(void)
 {
     pthread_t t;
 
-    engine = softkvm_new(NULL, NULL, 0);
+    for (unsigned i = 0; i < 3; i++) {
+        struct softkvm_options o = {.size = sizeof(o), .mmu = (enum softkvm_mmu)i};
+
+        engines[i] = softkvm_new(&o, NULL, 0);
+        if (!engines[i]) {
+            abort();
+        }
+    }
     arena = mmap(NULL, ARENA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (!engine || arena == MAP_FAILED || pthread_create(&t, NULL, ticker, NULL)) {
+    if (arena == MAP_FAILED || pthread_create(&t, NULL, ticker, NULL)) {
         abort();
     }
 }
@@ -164,13 +174,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct input in = {data, size};
     int fds[MAX_FDS], n = 0, vm;
+    unsigned first = (unsigned)take(&in, 1);
 
-    if (!engine) {
+    if (!engines[0]) {
         set_up();
     }
+    __atomic_store_n(&engine, engines[(first >> 1) % 3], __ATOMIC_RELAXED);
     fds[n++] = softkvm_open_system(engine);
     fds[n++] = vm = softkvm_ioctl(engine, fds[0], KVM_CREATE_VM, NULL);
-    if (take(&in, 1) & 1) {
+    if (first & 1) {
         softkvm_ioctl(engine, vm, KVM_CREATE_IRQCHIP, NULL);
     }
     fds[n++] = softkvm_ioctl(engine, vm, KVM_CREATE_VCPU, NULL);

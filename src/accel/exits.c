@@ -234,7 +234,9 @@ bool accel_exit_handle(struct accel_vcpu *v)
     char text[64];
 
     if (reason < ACCEL_EXIT_KINDS) {
-        atomic_fetch_add_explicit(&v->exits[reason], 1, memory_order_relaxed);
+        /* This thread's alone to write: no locked addition. */
+        atomic_store_explicit(&v->exits[reason], atomic_load_explicit(&v->exits[reason], memory_order_relaxed) + 1,
+                              memory_order_relaxed);
         if (kinds[reason].handle) {
             return kinds[reason].handle(v);
         }

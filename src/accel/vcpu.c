@@ -178,7 +178,9 @@ static bool run_once(struct accel_vcpu *v)
         return false;
     }
     ret = accel_ioctl(a->ep, v->fd, KVM_RUN, 0);
-    __atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+    if (unlikely(__atomic_load_n(&v->run->immediate_exit, __ATOMIC_RELAXED))) {
+        __atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+    }
     gate_leave(v);
     if (ret == -EINTR || ret == -EAGAIN) {
         atomic_fetch_add_explicit(&v->interrupted, 1, memory_order_relaxed);

@@ -404,13 +404,37 @@ static bool block_verify(struct cpu *cpu, struct lookup *l, struct cpu_block *b)
     return false;
 }
 
+/*
+ * The block that was last found at la, if under today's key: its translation is still true then, as every change of a
+ * mapping changes the key, and only its bytes are in doubt. NULL: none, or no longer what memory says.
+ */
+static struct cpu_block *block_renew(struct cpu *cpu, uint64_t la, uint32_t epoch)
+{
+    struct cpu_block *b = cpu->jump_cache[cpu_jump_hash(la)];
+
+    if (b->va_pc != la || b->va_key != cpu->code_key[la >> 63] || b->epoch == 0 || b->straddles) {
+        return NULL;
+    }
+    cpu->counters.blocks_verified++;
+    block_mark(cpu, b);
+    if (unlikely(!cpu_guest_equal(b->bytes, b->host + b->pgoff, b->len))) {
+        block_kill(cpu, b);
+        return NULL;
+    }
+    b->epoch = epoch;
+    return b;
+}
+
 /* See block.h. The epoch is read before the bytes, so a write that is announced later is not lost. */
 struct cpu_block *cpu_block_find(struct cpu *cpu, uint64_t la, uint32_t mode)
 {
     uint32_t epoch = atomic_load_explicit(&cpu->inbox.epoch, memory_order_acquire);
     struct lookup l = {.la = la, .mode = mode};
-    struct cpu_block *b;
+    struct cpu_block *b = block_renew(cpu, la, epoch);
 
+    if (b) {
+        return b;
+    }
     if (!cpu_fetch_page(cpu, la, &l.page[0], &l.pfn[0])) {
         return NULL;
     }
@@ -434,6 +458,7 @@ struct cpu_block *cpu_block_find(struct cpu *cpu, uint64_t la, uint32_t mode)
         }
     }
     b->epoch = epoch;
+    b->host = l.page[0];
     b->va_pc = la;
     b->va_key = cpu->code_key[la >> 63];
     if (!cpu->alone) {

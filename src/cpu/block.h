@@ -43,10 +43,11 @@ struct cpu_block {
     uint16_t nops;
     uint16_t straddles; /* bytes that are in the second page */
     uint64_t pfn[2];
+    const uint8_t *host; /* of the first page's first byte; true as long as va_key is the current key */
     struct cpu_block *hash_next;
     struct cpu_block *page_next[2]; /* in the lists of the code pages */
     uint8_t *bytes;                 /* len of them, as decoded */
-    struct cpu_op ops[];
+    struct cpu_op ops[] __attribute__((aligned(32)));
 };
 
 /* Where jump caches and unlinked jumps point to: never valid, and its operation never runs. */

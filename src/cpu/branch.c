@@ -11,6 +11,7 @@
 
 #include "cpu/chain.h"
 #include "cpu/cond.h"
+#include "cpu/seg.h"
 #include "cpu/system.h"
 
 /* Target of a relative branch, as an offset from the code page's first byte. */
@@ -94,6 +95,9 @@ static always_inline bool push_return(struct cpu *cpu, const struct cpu_op *op, 
 {
     uint64_t sp = cpu->regs[CPU_RSP] - 8;
 
+    if (path == MEM_SLOW && !cpu_stack_allowed(cpu, op, sp, 8)) {
+        return false;
+    }
     if (unlikely(!mem_store(cpu, op, path, sp, 8, cpu->regs[CPU_IP_PAGE] + op->pgoff + op->len))) {
         return false;
     }

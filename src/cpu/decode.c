@@ -315,10 +315,18 @@ static unsigned bad_code_emit(struct cpu_emit *e, unsigned pgoff)
 struct cpu_block *cpu_block_decode(struct cpu *cpu, const uint8_t *code, unsigned n, unsigned pgoff, uint32_t mode)
 {
     struct making m;
-    struct cpu_emit e = {.cpu = cpu, .mode = mode, .ops = m.ops, .max_ops = CPU_BLOCK_MAX_OPS, .cc_hint = CPU_CC_UNKNOWN};
+    struct cpu_emit e;
     struct cpu_block *b;
     unsigned len;
 
+    /* All but the instruction and its operands, which are large and filled one by one. */
+    memset(&e, 0, offsetof(struct cpu_emit, in));
+    memset(&e.bytes, 0, sizeof(e) - offsetof(struct cpu_emit, bytes));
+    e.cpu = cpu;
+    e.mode = mode;
+    e.ops = m.ops;
+    e.max_ops = CPU_BLOCK_MAX_OPS;
+    e.cc_hint = CPU_CC_UNKNOWN;
     m.mode = mode;
     m.code = code;
     decoder_init(&m.decoder, mode);

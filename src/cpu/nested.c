@@ -135,6 +135,13 @@ static enum cpu_xlate_result refuse(const struct nested_walk *w, bool present, s
     return CPU_XLATE_VIOLATION;
 }
 
+static enum cpu_xlate_result misconfigured(const struct nested_walk *w, struct cpu_nested *out)
+{
+    out->qualification = w->access;
+    out->present = true;
+    return CPU_XLATE_MISCONFIG;
+}
+
 /* Set accessed and dirty; log the page if that makes it dirty. OK; PML_FULL; FAULT: the entry changed meanwhile. */
 static enum cpu_xlate_result leaf_mark(struct cpu *cpu, struct nested_walk *w, uint64_t want)
 {
@@ -216,9 +223,10 @@ static always_inline enum cpu_xlate_result walk_down(struct cpu *cpu, struct nes
             return refuse(w, false, out);
         }
         if (unlikely(entry_is_odd(w->npt, w->entry, level))) {
-            out->qualification = w->access;
-            out->present = true;
-            return CPU_XLATE_MISCONFIG;
+            if (level == 1 && !w->quiet) {
+                cache_fill(cpu, w, w->rights); /* its table: devices have few, and are met again */
+            }
+            return misconfigured(w, out);
         }
         if (is_leaf(w->entry, level)) {
             if (!w->quiet) {
@@ -246,9 +254,11 @@ static always_inline enum cpu_xlate_result walk_cached(struct cpu *cpu, struct n
     w->level = c->level;
     w->slot = c->level == 1 ? &c->table[pt_index(w->gpa, 1)] : c->table;
     w->entry = entry_read(w->slot);
-    if (unlikely(!entry_present(w->npt, w->entry) || !is_leaf(w->entry, w->level) ||
-                 entry_is_odd(w->npt, w->entry, w->level))) {
+    if (unlikely(!entry_present(w->npt, w->entry) || !is_leaf(w->entry, w->level))) {
         return CPU_XLATE_FAULT;
+    }
+    if (unlikely(entry_is_odd(w->npt, w->entry, w->level))) {
+        return w->level == 1 ? misconfigured(w, out) : CPU_XLATE_FAULT;
     }
     w->rights = c->rights;
     return leaf_use(cpu, w, out);

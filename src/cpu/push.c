@@ -7,6 +7,7 @@
 #include <errno.h>
 
 #include "cpu/insn.h"
+#include "cpu/seg.h"
 #include "cpu/system.h"
 
 /* Bytes of the stack pointer that count. */
@@ -17,6 +18,9 @@ static unsigned sp_size(const struct cpu *cpu)
 
 static bool stack_at(struct cpu *cpu, const struct cpu_op *op, uint64_t sp, unsigned size, bool write, uint64_t *la)
 {
+    if ((cpu->mode & CPU_MODE_64) && !cpu_stack_allowed(cpu, op, sp, size)) {
+        return false;
+    }
     return cpu_seg_linear(cpu, op, CPU_SS, trunc_to(sp, sp_size(cpu)), size, write, la);
 }
 

@@ -271,11 +271,24 @@ static __attribute__((noinline)) void guest_run_guarded(struct cpu *cpu)
 }
 
 /* See run.h. */
+void cpu_enter(struct cpu *cpu)
+{
+    atomic_store(&cpu->inbox.in_guest, 1);
+}
+
+void cpu_leave(struct cpu *cpu)
+{
+    atomic_store_explicit(&cpu->inbox.in_guest, 0, memory_order_release);
+}
+
+/* See run.h. */
 enum cpu_exit_reason cpu_resume(struct cpu *cpu)
 {
     struct cpu_fpu_host host;
 
-    atomic_store(&cpu->inbox.in_guest, 1);
+    if (!atomic_load_explicit(&cpu->inbox.in_guest, memory_order_relaxed)) {
+        cpu_enter(cpu);
+    }
     cpu->exit.reason = CPU_EXIT_NONE;
     cpu->pause_count = 0;
     cpu->at_op = CPU_AT_RIP;
@@ -286,7 +299,7 @@ enum cpu_exit_reason cpu_resume(struct cpu *cpu)
         guest_run(cpu);
     }
     cpu_fpu_leave(cpu, &host);
-    atomic_store_explicit(&cpu->inbox.in_guest, 0, memory_order_release);
+    cpu_leave(cpu);
     cpu->counters.exits[cpu->exit.reason]++;
     return cpu->exit.reason;
 }

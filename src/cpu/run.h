@@ -34,6 +34,13 @@ enum cpu_exit_reason cpu_run(struct cpu *cpu);
  */
 enum cpu_exit_reason cpu_resume(struct cpu *cpu);
 
+/*
+ * Announce, with a full barrier, that cpu_run() or cpu_resume() will follow, so that the caller can look for requests of its
+ * own in between and pay for one barrier only; and that it will not after all. cpu_run() leaves by itself.
+ */
+void cpu_enter(struct cpu *cpu);
+void cpu_leave(struct cpu *cpu);
+
 /* Complete the device read that the last exit asked for; data: size bytes, little-endian. */
 void cpu_complete_read(struct cpu *cpu, const void *data, unsigned size);
 

@@ -110,6 +110,16 @@ static inline bool cpu_is_canonical(const struct cpu *cpu, uint64_t la)
     return (uint64_t)((int64_t)(la << shift) >> shift) == la;
 }
 
+/* 64-bit mode: size bytes at a stack pointer, whose address raises #SS(0) when it is not canonical, also in an
+ * instruction whose memory operand would raise #GP. */
+must_check static inline bool cpu_stack_allowed(struct cpu *cpu, const struct cpu_op *op, uint64_t sp, unsigned size)
+{
+    if (likely(cpu_is_canonical(cpu, sp) && cpu_is_canonical(cpu, sp + size - 1))) {
+        return true;
+    }
+    return cpu_raise_code(cpu, op, X86_SS, 0);
+}
+
 /* cpu_sys_load() of a small constant length, with the TLB asked first. */
 must_check static always_inline bool cpu_sys_get(struct cpu *cpu, const struct cpu_op *op, uint64_t la, void *buf,
                                                  unsigned len)

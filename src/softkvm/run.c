@@ -278,12 +278,15 @@ static enum cpu_exit_reason enter_guest(struct kvm_vcpu *v)
 
     kvm_read_end(v);
     kvm_pml_enter(v);
-    atomic_store(&v->in_guest, 1);
+    atomic_store_explicit(&v->in_guest, 1, memory_order_relaxed);
+    cpu_enter(v->cpu); /* the barrier between in_guest and requests */
     if (likely(!atomic_load(&v->requests))) {
         KVM_COUNT(&v->counters.entries);
         reason = v->memory_touched ? cpu_run(v->cpu) : cpu_resume(v->cpu);
         v->memory_touched = false;
         KVM_COUNT(&v->counters.exits);
+    } else {
+        cpu_leave(v->cpu);
     }
     atomic_store_explicit(&v->in_guest, 0, memory_order_release);
     kvm_read_begin(v);

@@ -333,9 +333,55 @@ static int teardown(void **state)
     return 0;
 }
 
+/*
+ * 64-bit mode: what is not canonical raises #SS(0) if it is the stack's address, #GP(0) if a memory operand's, also in
+ * one instruction that has both; the stack is read first by POP, the operand first by PUSH and CALL.
+ */
+static void noncanonical_stacks(void **state)
+{
+    static const struct {
+        const char *code;
+        unsigned len;
+        bool operand; /* RBX, the operand's address, is not canonical */
+        bool stack;   /* RSP */
+        int vector;
+    } cases[] = {
+        {"\x50", 1, false, true, SS},             /* push %rax */
+        {"\x58", 1, false, true, SS},             /* pop %rax */
+        {"\xff\x33", 2, false, true, SS},         /* push (%rbx) */
+        {"\xff\x33", 2, true, true, GP},
+        {"\xff\x33", 2, true, false, GP},
+        {"\x8f\x03", 2, false, true, SS},         /* pop (%rbx) */
+        {"\x8f\x03", 2, true, true, SS},
+        {"\x8f\x03", 2, true, false, GP},
+        {"\xe8\0\0\0\0", 5, false, true, SS},    /* call */
+        {"\xff\xd0", 2, false, true, SS},         /* call *%rax */
+        {"\xff\x13", 2, false, true, SS},         /* call *(%rbx) */
+        {"\xff\x13", 2, true, true, GP},
+        {"\xc3", 1, false, true, SS},             /* ret */
+    };
+    struct sg_outcome out;
+
+    for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct cpu_regs r = {.rip = SG_CODE, .rflags = 2};
+
+        sg_reset(&guest, SG_LONG, 3);
+        sg_code(&guest, cases[i].code, cases[i].len);
+        sg_put(&guest, SG_DATA, "\0\x80\0\0\0\0\0", 8);
+        r.gpr[CPU_RAX] = SG_CODE;
+        r.gpr[CPU_RBX] = cases[i].operand ? UINT64_C(0x800000000000) : SG_DATA;
+        r.gpr[CPU_RSP] = cases[i].stack ? UINT64_C(0x7fff800000000010) : SG_STACK(3);
+        cpu_set_regs(guest.cpu, &r);
+        sg_run(&guest, &out);
+        assert_int_equal(out.vector, cases[i].vector);
+        assert_int_equal(out.error, 0);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(noncanonical_stacks),
         cmocka_unit_test(loads_protected),   cmocka_unit_test(loads_long),
         cmocka_unit_test(queries_protected), cmocka_unit_test(queries_long),
         cmocka_unit_test(null_selectors),    cmocka_unit_test(beyond_the_table),

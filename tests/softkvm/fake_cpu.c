@@ -58,9 +58,22 @@ void cpu_sipi(struct cpu *cpu, uint8_t vector)
     cpu->rip = (uint64_t)vector << 12;
 }
 
+void cpu_enter(struct cpu *cpu)
+{
+    atomic_store(&cpu->inbox.in_guest, 1);
+}
+
+void cpu_leave(struct cpu *cpu)
+{
+    atomic_store(&cpu->inbox.in_guest, 0);
+}
+
 enum cpu_exit_reason cpu_run(struct cpu *cpu)
 {
-    return fake_cpu.run ? fake_cpu.run(cpu) : CPU_EXIT_HLT;
+    enum cpu_exit_reason reason = fake_cpu.run ? fake_cpu.run(cpu) : CPU_EXIT_HLT;
+
+    cpu_leave(cpu);
+    return reason;
 }
 
 enum cpu_exit_reason cpu_resume(struct cpu *cpu)
