@@ -93,7 +93,6 @@ static bool is_legal(const struct cpu *cpu, uint32_t index, uint64_t v)
         return cpu_is_canonical(cpu, v);
     case X86_MSR_TSC_AUX:
     case X86_MSR_SFMASK:
-    case X86_MSR_SYSENTER_CS:
         return !(v >> 32);
     case X86_MSR_PAT:
         return pat_is_legal(v);

@@ -54,13 +54,16 @@ static int get_cpuid(struct softkvm *s, struct kvm_cpuid2 *user, bool emulated)
 {
     struct kvm_cpuid_entry2 entries[KVM_MAX_CPUID_ENTRIES];
     struct kvm_cpuid2 head;
-    unsigned n = emulated ? 0 : kvm_cpuid_supported(s, entries);
+    unsigned n = kvm_cpuid_supported(s, entries);
     int r = kvm_user_read(&head, user, sizeof(head));
 
     if (r < 0) {
         return r;
     }
-    if (head.nent < n) {
+    if (emulated) {
+        n = 0; /* nothing is emulated that is not supported: an empty list, but into some room */
+    }
+    if (head.nent < n || !head.nent) {
         return -E2BIG;
     }
     head.nent = n;
@@ -98,7 +101,7 @@ static int get_feature_msrs(struct kvm_msrs *user)
     if (r < 0) {
         return r;
     }
-    if (head.nmsrs > KVM_MSR_LIST_MAX) {
+    if (head.nmsrs >= 256) {
         return -E2BIG;
     }
     for (i = 0; i < head.nmsrs; i++) {

@@ -126,6 +126,13 @@ static struct kvm_bus_table *table_new(struct kvm_vm *vm, uint32_t count)
     return t;
 }
 
+/* Order of entries, and so who is asked first: by address, then the one that ends first, then age. An entry
+ * without a length is asked as if it ended with its address. Source: KVM's kvm_io_bus_cmp(). */
+static bool goes_before(const struct kvm_bus_range *a, const struct kvm_bus_range *b)
+{
+    return a->addr < b->addr || (a->addr == b->addr && last_addr(a) <= last_addr(b));
+}
+
 int kvm_bus_register(struct kvm_vm *vm, enum kvm_bus_id id, const struct kvm_bus_range *range)
 {
     struct kvm_bus_table *old = table_of(vm, id), *t;
@@ -141,7 +148,7 @@ int kvm_bus_register(struct kvm_vm *vm, enum kvm_bus_id id, const struct kvm_bus
     if (!t) {
         return -ENOMEM;
     }
-    while (at < n && old->entry[at].range.addr <= range->addr) {
+    while (at < n && goes_before(&old->entry[at].range, range)) {
         at++;
     }
     if (old) {

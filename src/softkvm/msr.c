@@ -32,6 +32,8 @@
 #define MSR_MISC_FEATURES      0x140u
 #define MSR_PERF_CAPS          0x345u
 #define MSR_TEMPERATURE_TARGET 0x1a2u
+#define MSR_P5_MC_ADDR         0x0u
+#define MSR_P5_MC_TYPE         0x1u
 #define MSR_SMI_COUNT          0x34u
 #define MSR_PPIN_CTL           0x4eu
 #define MSR_RAPL_UNIT          0x606u
@@ -63,19 +65,21 @@ struct entry {
 #define FIELD(f) offsetof(struct kvm_vcpu, f)
 
 static const struct entry entries[] = {
+    {MSR_P5_MC_ADDR, CONST_RO, 0, 0, 0},
+    {MSR_P5_MC_TYPE, CONST_RO, 0, 0, 0},
     {X86_MSR_PLATFORM_ID, CONST_RO, 0, 0, 0},
     {X86_MSR_FEATURE_CTRL, RW, FIELD(msr.feature_ctrl), 0xff07, 0},
     {X86_MSR_BIOS_SIGN, RO, FIELD(msr.bios_sign), UINT64_MAX, 0},
     {X86_MSR_ARCH_CAPS, RO, FIELD(msr.arch_caps), UINT64_MAX, 0},
     {X86_MSR_MTRRCAP, CONST_RO, 0, 0, MTRR_CAP},
     {X86_MSR_MCG_CAP, RO, FIELD(msr.mcg_cap), UINT64_MAX, 0},
-    {X86_MSR_MCG_STATUS, RW, FIELD(msr.mcg_status), 7, 0},
+    {X86_MSR_MCG_STATUS, RW, FIELD(msr.mcg_status), UINT64_MAX, 0},
     {X86_MSR_MCG_CTL, RW, FIELD(msr.mcg_ctl), UINT64_MAX, 0},
     {X86_MSR_MTRR_DEFTYPE, RW, FIELD(msr.mtrr_def), 0xcff, 0},
     {MSR_PLATFORM_INFO, RO, FIELD(msr.platform_info), UINT64_MAX, 0},
     {MSR_MISC_FEATURES, RW, FIELD(msr.misc_features), 1, 0},
     {MSR_PERF_CAPS, RO, FIELD(msr.perf_caps), UINT64_MAX, 0},
-    {MSR_SMI_COUNT, CONST_RO, 0, 0, 0},
+    {MSR_SMI_COUNT, RO, FIELD(msr.smi_count), UINT64_MAX, 0},
     {MSR_EBL_CR_POWERON, IGNORED, 0, 0, 0},
     {MSR_BBL_CR_CTL3, IGNORED, 0, 0, 0xbe702111},
     {MSR_FLUSH_CMD, IGNORED, 0, 0, 0},
@@ -185,6 +189,9 @@ static enum kvm_msr_result set_own(struct kvm_vcpu *v, uint32_t index, uint64_t 
 
     if (slot) {
         return set_ranged(v, slot, index, value, by_host);
+    }
+    if (index == X86_MSR_MTRR_DEFTYPE && !mtrr_type_ok(value & 0xff)) {
+        return KVM_MSR_FAULT;
     }
     if (!e) {
         return KVM_MSR_UNKNOWN;

@@ -99,6 +99,9 @@ static int set_apic_base(struct kvm_vcpu *v, uint64_t base)
     if (base == kvm_state_apic_base(v)) {
         return 0;
     }
+    if ((base & 0x2ff) || base >> KVM_GUEST_PHYS_BITS) {
+        return -EINVAL;
+    }
     return kvm_msr_set(v, X86_MSR_APIC_BASE, base, true) == KVM_MSR_DONE ? 0 : -EINVAL;
 }
 
@@ -130,7 +133,7 @@ static int sregs_in(struct kvm_vcpu *v, const struct kvm_sregs2 *s)
     c.cr2 = s->cr2;
     c.cr3 = s->cr3;
     c.cr4 = s->cr4;
-    c.cr8 = s->cr8;
+    c.cr8 = s->cr8 & 15;
     c.efer = s->efer;
     r = cpu_set_sregs(v->cpu, &c);
     if (r < 0) {
@@ -140,7 +143,9 @@ static int sregs_in(struct kvm_vcpu *v, const struct kvm_sregs2 *s)
     if (r < 0) {
         return r;
     }
-    set_cr8(v, s->cr8);
+    if (s->cr8 <= 15) { /* one that cannot be is passed over, as by KVM */
+        set_cr8(v, s->cr8);
+    }
     kvm_vcpu_request(v, KVM_REQUEST_EVENT);
     return 0;
 }
@@ -246,6 +251,7 @@ struct fx_image {
 };
 _Static_assert(sizeof(struct fx_image) == 512, "an FXSAVE image has 512 bytes");
 
+/* KVM's call leaves MXCSR out, in both directions: it reads as 0 (KVM_GET_XSAVE has it). */
 void kvm_state_get_fpu(struct kvm_vcpu *v, struct kvm_fpu *f)
 {
     struct fx_image fx;
@@ -260,14 +266,19 @@ void kvm_state_get_fpu(struct kvm_vcpu *v, struct kvm_fpu *f)
     f->last_opcode = fx.fop;
     f->last_ip = fx.fip;
     f->last_dp = fx.fdp;
-    f->mxcsr = fx.mxcsr;
 }
 
 int kvm_state_set_fpu(struct kvm_vcpu *v, const struct kvm_fpu *f)
 {
-    struct fx_image fx = {.fcw = f->fcw, .fsw = f->fsw, .ftw = f->ftwx, .fop = f->last_opcode,
-                          .fip = f->last_ip, .fdp = f->last_dp, .mxcsr = f->mxcsr & CPU_MXCSR_VALID};
+    struct fx_image fx;
 
+    cpu_fxsave_image(v->cpu, &fx);
+    fx.fcw = f->fcw;
+    fx.fsw = f->fsw;
+    fx.ftw = f->ftwx;
+    fx.fop = f->last_opcode;
+    fx.fip = f->last_ip;
+    fx.fdp = f->last_dp;
     memcpy(fx.st, f->fpr, sizeof(fx.st));
     memcpy(fx.xmm, f->xmm, sizeof(fx.xmm));
     return cpu_fxrstor_image(v->cpu, &fx);
@@ -371,7 +382,11 @@ void kvm_state_get_events(struct kvm_vcpu *v, struct kvm_vcpu_events *e)
     cpu_get_events(v->cpu, &c);
     memset(e, 0, sizeof(*e));
     if (is_exception(&c.event)) {
-        e->exception.injected = 1;
+        /* Still pending is one whose address or debug bits have not reached CR2 or DR6. */
+        e->exception.pending = v->vm->exception_payload && c.event.payload;
+        e->exception.injected = !e->exception.pending;
+        e->exception_has_payload = e->exception.pending;
+        e->exception_payload = e->exception.pending ? c.event.payload : 0;
         e->exception.nr = c.event.vector;
         e->exception.has_error_code = c.event.has_error;
         e->exception.error_code = c.event.error;
@@ -486,18 +501,6 @@ int kvm_state_set_guest_debug(struct kvm_vcpu *v, const struct kvm_guest_debug *
     guest_debug_apply(v);
     kvm_vcpu_request(v, KVM_REQUEST_EVENT);
     return 0;
-}
-
-void kvm_state_translate(struct kvm_vcpu *v, struct kvm_translation *t)
-{
-    gpa_t out = gpa(UINT64_MAX);
-    int r = v->cpu->shadow.on ? kvm_shadow_translate(v, gva(t->linear_address), &out)
-                              : cpu_translate(v->cpu, gva(t->linear_address), 0, &out);
-
-    t->physical_address = out.v;
-    t->valid = r == 0;
-    t->writeable = 1;
-    t->usermode = 0;
 }
 
 /* ---- reset ---- */

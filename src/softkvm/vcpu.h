@@ -140,7 +140,7 @@ struct kvm_vcpu {
         uint64_t tsc_adjust, arch_caps, feature_ctrl, bios_sign, perf_caps, platform_info;
         uint64_t mcg_cap, mcg_status, mcg_ctl, mce[4 * 32];
         uint64_t mtrr_def, mtrr_var[16], mtrr_fixed[11];
-        uint64_t misc_features;
+        uint64_t misc_features, smi_count;
     } msr;
     /* MMU, the thread's own: tables filled up before mmu.lock is taken, and last-hit caches */
     struct kvm_shadow_vcpu *shadow; /* the shadow kind's; else null */

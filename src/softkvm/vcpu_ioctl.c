@@ -64,6 +64,8 @@ STATE_SET(set_guest_debug, struct kvm_guest_debug, kvm_state_set_guest_debug)
 
 /* ---- MSRs ---- */
 
+#define MAX_MSRS 256u /* KVM's MAX_IO_MSRS */
+
 /* KVM_GET_MSRS, KVM_SET_MSRS: stops at the first that fails; returns how many were done. */
 static int msrs(struct kvm_vcpu *v, struct kvm_msrs *user, bool is_set)
 {
@@ -74,7 +76,7 @@ static int msrs(struct kvm_vcpu *v, struct kvm_msrs *user, bool is_set)
     if (r < 0) {
         return r;
     }
-    if (head.nmsrs > KVM_MSR_LIST_MAX) {
+    if (head.nmsrs >= MAX_MSRS) {
         return -E2BIG;
     }
     for (i = 0; i < head.nmsrs; i++) {
@@ -149,9 +151,6 @@ static int interrupt(struct kvm_vcpu *v, const void *arg)
     if (v->lapic) {
         return -ENXIO;
     }
-    if (v->extint_vector >= 0) {
-        return -EEXIST;
-    }
     v->extint_vector = (int)irq.irq;
     kvm_vcpu_request(v, KVM_REQUEST_EVENT);
     return 0;
@@ -184,6 +183,15 @@ static int set_mp_state(struct kvm_vcpu *v, const void *arg)
     }
     kvm_vcpu_request(v, KVM_REQUEST_EVENT);
     return 0;
+}
+
+/* Attributes of a vCPU: none is known. */
+static int device_attr(const void *arg)
+{
+    struct kvm_device_attr attr;
+    int r = kvm_user_read(&attr, arg, sizeof(attr));
+
+    return r < 0 ? r : -ENXIO;
 }
 
 static int translate(struct kvm_vcpu *v, void *arg)
@@ -309,6 +317,10 @@ static int other_ioctl(struct kvm_vcpu *v, unsigned long request, void *arg)
         return kvm_sigmask_set(v, arg);
     case KVM_SET_GUEST_DEBUG:
         return set_guest_debug(v, arg);
+    case KVM_HAS_DEVICE_ATTR:
+    case KVM_GET_DEVICE_ATTR:
+    case KVM_SET_DEVICE_ATTR:
+        return device_attr(arg);
     case KVM_TRANSLATE:
         return translate(v, arg);
     case KVM_SET_TSC_KHZ:

@@ -48,9 +48,18 @@ static int enable_cap(struct kvm_vm *vm, const void *arg)
 
 /* The task-state and identity-map pages are KVM's help for real mode on processors that need it; here
  * the addresses are only remembered. */
+/* No kind of device is made this way here. */
+static int create_device(const void *arg)
+{
+    struct kvm_create_device args;
+    int r = kvm_user_read(&args, arg, sizeof(args));
+
+    return r < 0 ? r : -ENODEV;
+}
+
 static int set_tss_addr(struct kvm_vm *vm, uint64_t addr)
 {
-    if (addr > UINT32_MAX - 3 * PAGE_SIZE) {
+    if (addr > UINT32_MAX - 3 * PAGE_SIZE + 1) {
         return -EINVAL;
     }
     pthread_mutex_lock(&vm->lock);
@@ -124,6 +133,8 @@ int kvm_vm_ioctl(struct kvm_vm *vm, unsigned long request, void *arg)
     switch (request) {
     case KVM_CREATE_VCPU:
         return kvm_vcpu_create(vm, number);
+    case KVM_CREATE_DEVICE:
+        return create_device(arg);
     case KVM_SET_USER_MEMORY_REGION:
         return set_user_memory_region(vm, arg);
     case KVM_GET_DIRTY_LOG:

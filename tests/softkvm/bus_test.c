@@ -95,7 +95,15 @@ static bool wants(const struct dev *d, uint64_t addr, unsigned len)
                        : addr >= d->addr && (unsigned __int128)addr + len <= (unsigned __int128)d->addr + d->len;
 }
 
-/* The list walked in order of address, then of registration. */
+/* Of two at one address the one that ends first is asked first, then the older one. */
+static bool ends_before(const struct dev *a, const struct dev *b)
+{
+    uint64_t x = a->len ? a->len : 1, y = b->len ? b->len : 1;
+
+    return x < y || (x == y && a->order < b->order);
+}
+
+/* The list walked in order of address, then of end, then of registration. */
 static int model_write(struct dev **devs, unsigned n, uint64_t addr, unsigned len, int *log, int *nlog)
 {
     bool asked[MAX_DEVS] = {0};
@@ -108,7 +116,7 @@ static int model_write(struct dev **devs, unsigned n, uint64_t addr, unsigned le
             struct dev *d = devs[i];
 
             if (!asked[i] && wants(d, addr, len) &&
-                (!next || d->addr < next->addr || (d->addr == next->addr && d->order < next->order))) {
+                (!next || d->addr < next->addr || (d->addr == next->addr && ends_before(d, next)))) {
                 next = d;
                 at = i;
             }

@@ -196,5 +196,9 @@ int kvm_apic_deliver_msi(struct kvm_chips *chips, uint64_t address, uint32_t dat
         }
         msg.dest |= (uint32_t)(address >> 32);
     }
-    return kvm_apic_deliver(chips, NULL, &msg);
+    {
+        int ret = kvm_apic_deliver(chips, NULL, &msg);
+
+        return ret < 0 || kvm_vm_nr_vcpus(chips->vm) ? ret : -EPERM; /* nobody at all: -1, as KVM says */
+    }
 }

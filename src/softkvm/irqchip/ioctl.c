@@ -190,7 +190,7 @@ static int signal_msi(struct kvm_vm *vm, const void *arg)
     int ret;
 
     COPY_IN(msi, arg);
-    if (kvm_chips_mode(vm) == KVM_CHIPS_NONE || msi.flags != 0) {
+    if (kvm_chips_mode(vm) == KVM_CHIPS_NONE || (msi.flags & ~(uint32_t)KVM_MSI_VALID_DEVID)) {
         return -EINVAL;
     }
     kvm_chips_lock(vm->chips);

@@ -299,8 +299,7 @@ int kvm_irqfd_change(struct kvm_chips *chips, const struct kvm_irqfd *args)
     if (args->flags & KVM_IRQFD_FLAG_DEASSIGN) {
         return deassign(chips, args);
     }
-    if (mode == KVM_CHIPS_NONE || (resample && mode != KVM_CHIPS_KERNEL) ||
-        args->gsi >= KVM_MAX_IRQ_ROUTES) {
+    if (mode == KVM_CHIPS_NONE || (resample && mode != KVM_CHIPS_KERNEL)) {
         return -EINVAL;
     }
     return assign(chips, args);
