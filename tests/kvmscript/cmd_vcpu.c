@@ -358,7 +358,7 @@ static int cmd_run(struct player *p)
     return 0;
 }
 
-/* sregs: the fields that any endpoint must agree on. */
+/* sregs: control registers. */
 static int cmd_sregs(struct player *p)
 {
     struct kvm_sregs s;
@@ -371,6 +371,19 @@ static int cmd_sregs(struct player *p)
     player_say(p, "cr0 %llx cr2 %llx cr3 %llx cr4 %llx efer %llx", (unsigned long long)s.cr0,
                (unsigned long long)s.cr2, (unsigned long long)s.cr3, (unsigned long long)s.cr4,
                (unsigned long long)s.efer);
+    return 0;
+}
+
+/* segs: code, data, stack, task and local-table segments. */
+static int cmd_segs(struct player *p)
+{
+    struct kvm_sregs s;
+    int ret = vcpu_ioctl(p, KVM_GET_SREGS, &s);
+
+    if (ret < 0) {
+        player_result(p, ret);
+        return 0;
+    }
     const struct kvm_segment *seg[] = {&s.cs, &s.ds, &s.ss, &s.tr, &s.ldt};
     const char *name[] = {"cs", "ds", "ss", "tr", "ldt"};
 
@@ -405,5 +418,5 @@ static int cmd_msr(struct player *p)
 const struct player_command player_vcpu_commands[] = {
     {"vcpu", cmd_vcpu}, {"real", cmd_real},       {"flat32", cmd_mode}, {"long", cmd_mode},
     {"regs", cmd_regs}, {"getregs", cmd_getregs}, {"code", cmd_code},   {"answer", cmd_answer},
-    {"run", cmd_run},   {"sregs", cmd_sregs},     {"msr", cmd_msr},     {NULL, NULL},
+    {"run", cmd_run},   {"sregs", cmd_sregs}, {"segs", cmd_segs},     {"msr", cmd_msr},     {NULL, NULL},
 };

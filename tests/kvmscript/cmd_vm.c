@@ -48,14 +48,18 @@ static int cmd_vm(struct player *p)
     int ret = accel_ioctl(p->ep, p->sys, KVM_CREATE_VM, player_arg(p, 1, 0));
 
     if (ret >= 0) {
-        p->vm = ret;
+        if (p->nr_vms == PLAYER_MAX_VMS) {
+            p->ep->ops->close(p->ep, ret);
+            return 2;
+        }
+        p->vm = p->vms[p->nr_vms++] = ret;
         ret = 0;
     }
     player_result(p, ret);
     return 0;
 }
 
-/* ram NAME SIZE [shared]: host memory, zeroed. */
+/* ram NAME SIZE [shared] [readonly|none]: host memory, zeroed; that may only be read, or not touched. */
 static int cmd_ram(struct player *p)
 {
     struct player_ram *r = &p->ram[p->nr_ram];
@@ -64,7 +68,10 @@ static int cmd_ram(struct player *p)
     if (p->nr_ram == PLAYER_MAX_RAM || p->nr_words < 3 || !size) {
         return 2;
     }
-    r->base = mmap(NULL, size, PROT_READ | PROT_WRITE,
+    r->base = mmap(NULL, size,
+                   player_has(p, "none")       ? PROT_NONE
+                   : player_has(p, "readonly") ? PROT_READ
+                                               : PROT_READ | PROT_WRITE,
                    (player_has(p, "shared") ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS, -1, 0);
     if (r->base == MAP_FAILED) {
         return 2;

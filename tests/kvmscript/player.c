@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 static const struct {
@@ -154,12 +155,50 @@ struct player_vcpu *player_cur(struct player *p)
     return p->nr_vcpus ? &p->vcpu[p->cur] : NULL;
 }
 
+static bool cpu_flag(const char *flag)
+{
+    char line[8192];
+    bool found = false;
+    FILE *f = fopen("/proc/cpuinfo", "re");
+
+    while (f && !found && fgets(line, sizeof(line), f)) {
+        found = strncmp(line, "flags", 5) == 0 && strstr(line, flag);
+    }
+    if (f) {
+        fclose(f);
+    }
+    return found;
+}
+
+bool player_tag(const struct player *p, const char *tag)
+{
+    unsigned major, minor, have_major = 0, have_minor = 0;
+    struct utsname u;
+
+    if (strcmp(tag, "any") == 0) {
+        return true;
+    }
+    if (strcmp(tag, "soft") == 0 || p->is_soft) {
+        return p->is_soft && strcmp(tag, "soft") == 0;
+    }
+    if (sscanf(tag, "linux<%u.%u", &major, &minor) == 2 && uname(&u) == 0 &&
+        sscanf(u.release, "%u.%u", &have_major, &have_minor) == 2) {
+        return have_major < major || (have_major == major && have_minor < minor);
+    }
+    if (strcmp(tag, "pv") == 0) {
+        return !cpu_flag(" svm") && !cpu_flag(" vmx");
+    }
+    return strcmp(tag, "kvm") == 0 || (strcmp(tag, "svm") == 0 && cpu_flag(" svm")) ||
+           (strcmp(tag, "vmx") == 0 && cpu_flag(" vmx"));
+}
+
 static int dispatch(struct player *p)
 {
-    const struct player_command *const tables[] = {player_vm_commands, player_vcpu_commands,
-                                                   player_event_commands};
+    const struct player_command *const tables[] = {player_vm_commands,    player_vcpu_commands,
+                                                   player_event_commands, player_guest_commands,
+                                                   player_state_commands, player_fd_commands};
 
-    for (size_t t = 0; t < 3; t++) {
+    for (size_t t = 0; t < sizeof(tables) / sizeof(tables[0]); t++) {
         for (const struct player_command *c = tables[t]; c->name; c++) {
             if (strcmp(c->name, p->word[0]) == 0) {
                 return c->run(p);
@@ -199,8 +238,15 @@ static int play_line(struct player *p, char *line)
     }
     fputc('\n', p->out);
     if (strcmp(p->word[0], "differs") == 0) {
-        p->hide_next = true;
-        return 0;
+        p->hide_next |= p->nr_words > 1 && player_tag(p, p->word[1]);
+        return p->nr_words > 2 ? 0 : 2;
+    }
+    if (strcmp(p->word[0], "unless") == 0) {
+        p->skipped = p->nr_words > 1 && player_tag(p, p->word[1]);
+        return p->nr_words > 2 ? 0 : 2;
+    }
+    if (hidden) {
+        fputs("  (differs)\n", p->out);
     }
     ret = dispatch(p);
     if (hidden) {
@@ -221,6 +267,7 @@ int player_play(struct player *p, FILE *script)
         return 77;
     }
     p->vm = -1;
+    p->is_soft = strcmp(p->ep->ops->name, "soft") == 0;
     p->run_size = (size_t)accel_ioctl(p->ep, p->sys, KVM_GET_VCPU_MMAP_SIZE, 0);
     memset(p->answer, 0xff, sizeof(p->answer));
     while (ret == 0 && !p->skipped && getline(&line, &size, script) >= 0) {
@@ -233,16 +280,29 @@ int player_play(struct player *p, FILE *script)
 
 static void close_vm(struct player *p)
 {
+    if (p->load.running) {
+        __atomic_store_n(&p->load.stop, true, __ATOMIC_RELEASE);
+        __atomic_store_n(&p->load.v->run->immediate_exit, 1, __ATOMIC_RELEASE);
+        p->ep->ops->kick(p->ep, p->load.v->fd, p->load.thread);
+        pthread_join(p->load.thread, NULL);
+    }
     for (unsigned i = 0; i < p->nr_vcpus; i++) {
         if (p->vcpu[i].run) {
             p->ep->ops->munmap(p->ep, p->vcpu[i].run, p->run_size);
         }
-        p->ep->ops->close(p->ep, p->vcpu[i].fd);
+        if (p->vcpu[i].ring) {
+            p->ep->ops->munmap(p->ep, p->vcpu[i].ring, p->vcpu[i].ring_entries * sizeof(*p->vcpu[i].ring));
+        }
+        if (p->vcpu[i].fd >= 0) {
+            p->ep->ops->close(p->ep, p->vcpu[i].fd);
+        }
     }
-    if (p->vm >= 0) {
-        p->ep->ops->close(p->ep, p->vm);
+    for (unsigned i = 0; i < p->nr_vms; i++) {
+        if (p->vms[i] >= 0) {
+            p->ep->ops->close(p->ep, p->vms[i]);
+        }
     }
-    p->nr_vcpus = 0;
+    p->nr_vcpus = p->nr_vms = 0;
     p->vm = -1;
 }
 
@@ -253,7 +313,9 @@ void player_close(struct player *p)
         p->ep->ops->close(p->ep, p->sys);
     }
     for (unsigned i = 0; i < p->nr_events; i++) {
-        close(p->event[i].fd);
+        if (p->event[i].fd >= 0) {
+            close(p->event[i].fd);
+        }
     }
     for (unsigned i = 0; i < p->nr_ram; i++) {
         munmap(p->ram[i].base, p->ram[i].size);

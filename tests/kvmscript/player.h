@@ -9,6 +9,7 @@
 #define STRATA_TESTS_KVMSCRIPT_PLAYER_H
 
 #include <linux/kvm.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -21,6 +22,7 @@
 #define PLAYER_MAX_SLOTS 64
 #define PLAYER_MAX_WORDS 4200
 #define PLAYER_MAX_EVENTS 16
+#define PLAYER_MAX_VMS    8
 
 struct player_ram {
     char name[16];
@@ -39,12 +41,26 @@ struct player_vcpu {
     int fd;
     struct kvm_run *run;
     unsigned long id;
+    struct kvm_dirty_gfn *ring; /* mapped by `dring` */
+    uint32_t ring_entries, ring_next;
+};
+
+/* A vCPU that runs while the script goes on. */
+struct player_load {
+    struct player *p;
+    struct player_vcpu *v;
+    pthread_t thread;
+    bool running, stop;
+    int error;
+    uint32_t reason;
 };
 
 struct player {
     struct accel_endpoint *ep;
     FILE *out;
-    int sys, vm;
+    int sys, vm;            /* vm: the current one */
+    int vms[PLAYER_MAX_VMS];
+    unsigned nr_vms;
     size_t run_size;
     struct player_ram ram[PLAYER_MAX_RAM];
     unsigned nr_ram;
@@ -60,6 +76,8 @@ struct player {
     uint8_t answer[8];      /* what device reads get */
     bool hide_next;         /* `differs`: the next command's outcome is not comparable */
     bool skipped;           /* `require` was not met */
+    bool is_soft;
+    struct player_load load;
     int line;
     /* the command at hand */
     char *word[PLAYER_MAX_WORDS];
@@ -89,11 +107,16 @@ struct player_command {
     int (*run)(struct player *p);
 };
 
-extern const struct player_command player_vm_commands[], player_vcpu_commands[], player_event_commands[];
+extern const struct player_command player_vm_commands[], player_vcpu_commands[], player_event_commands[],
+    player_guest_commands[], player_state_commands[], player_fd_commands[];
 
 /* Guest memory at gpa by the player's own idea of the slots; NULL outside. */
 unsigned char *player_gpa(struct player *p, uint64_t gpa, size_t len);
 struct player_vcpu *player_cur(struct player *p);
+
+/* Is a word of `differs` or `unless` true of the endpoint: soft, kvm, pv (a kernel's KVM without hardware behind
+ * it), svm, vmx, linux<6.8 (a kernel's KVM, older)? */
+bool player_tag(const struct player *p, const char *tag);
 
 /* Names of requests and capabilities. */
 bool player_request(const char *name, unsigned long *request);
