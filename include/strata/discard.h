@@ -27,8 +27,8 @@ STRATA_PUBLIC int strata_discard_require(struct strata_memory *mem,
 STRATA_PUBLIC bool strata_discard_is_needed(const struct strata_memory *mem);
 STRATA_PUBLIC bool strata_discard_is_forbidden(const struct strata_memory *mem);
 
-/* A manager keeps which granules of a region's RAM are populated, and tells listeners. Granules
- * begin discarded. One per region. */
+/* A manager keeps which granules of a region's RAM are populated, and tells listeners. One per region.
+ * It has a source of its own, in which granules begin discarded; more can be added. */
 struct strata_discard_manager;
 STRATA_PUBLIC int strata_discard_manager_new(struct strata_region *region, uint64_t granularity,
                                              struct strata_discard_manager **manager);
@@ -43,6 +43,20 @@ STRATA_PUBLIC int strata_discard_populate(struct strata_discard_manager *manager
                                           uint64_t len);
 STRATA_PUBLIC int strata_discard_drop(struct strata_discard_manager *manager, uint64_t offset,
                                       uint64_t len);
+
+/* Further sources, for example hot-plugging and conversion to private memory: what is there is what all
+ * sources have populated, and listeners hear where that changes. Each has granules of its own size and
+ * begins populated or discarded throughout. Dropping in a further source gives no memory back. The
+ * last source cannot go (-EBUSY); all go with the manager. */
+struct strata_discard_source;
+STRATA_PUBLIC int strata_discard_source_new(struct strata_discard_manager *manager,
+                                            uint64_t granularity, bool populated,
+                                            struct strata_discard_source **source);
+STRATA_PUBLIC int strata_discard_source_free(struct strata_discard_source *source);
+STRATA_PUBLIC int strata_discard_source_populate(struct strata_discard_source *source,
+                                                 uint64_t offset, uint64_t len);
+STRATA_PUBLIC int strata_discard_source_drop(struct strata_discard_source *source, uint64_t offset,
+                                             uint64_t len);
 
 /* Calls fn for each populated (or discarded) run within the range until it returns nonzero. */
 typedef int (*strata_discard_fn)(void *opaque, uint64_t offset, uint64_t len);

@@ -133,6 +133,7 @@ int strata_iotlb_resolve(const struct strata_iotlb *entry, struct strata_ram **r
 {
     struct memory_access access = {.space = entry->target, .write = entry->perm & STRATA_IOMMU_WO};
     uint64_t len = entry->mask == UINT64_MAX ? UINT64_MAX : entry->mask + 1;
+    struct strata_discard_manager *manager;
     struct strata_region *region;
     struct memory_place place;
 
@@ -144,8 +145,8 @@ int strata_iotlb_resolve(const struct strata_iotlb *entry, struct strata_ram **r
     if (place.len < len) {
         return -ERANGE;
     }
-    if (region->discard &&
-        !strata_discard_is_populated(region->discard, memory_place_offset(&place), len)) {
+    manager = base_rcu_load(&region->discard);
+    if (manager && !strata_discard_is_populated(manager, memory_place_offset(&place), len)) {
         return -ENODATA;
     }
     *ram = region->ram;

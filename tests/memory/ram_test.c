@@ -379,64 +379,6 @@ static void policy(void **state)
     help_done(&b);
 }
 
-struct part {
-    struct strata_discard_listener l;
-    int fail;
-    char log[256];
-};
-
-static int on_populate(struct strata_discard_listener *l, uint64_t offset, uint64_t len)
-{
-    struct part *p = (struct part *)l;
-    size_t at = strlen(p->log);
-
-    snprintf(p->log + at, sizeof(p->log) - at, "+%llx,%llx ", (unsigned long long)offset,
-             (unsigned long long)len);
-    return p->fail;
-}
-
-static void on_discard(struct strata_discard_listener *l, uint64_t offset, uint64_t len)
-{
-    struct part *p = (struct part *)l;
-    size_t at = strlen(p->log);
-
-    snprintf(p->log + at, sizeof(p->log) - at, "-%llx,%llx ", (unsigned long long)offset,
-             (unsigned long long)len);
-}
-
-static void managers(void **state)
-{
-    struct board b = help_board(NULL);
-    struct strata_region *dimm = help_region(b.mem, STRATA_RAM, "dimm", 0x10000);
-    struct strata_discard_manager *m, *again;
-    struct part one = {.l = {on_populate, on_discard, 0, 0x10000, NULL, NULL}};
-    struct part two = {.l = {on_populate, on_discard, 0x3000, 0x2000, NULL, NULL}};
-
-    assert_int_equal(strata_discard_manager_new(dimm, 0x800, &m), -EINVAL);
-    assert_int_equal(strata_discard_manager_new(dimm, 0x1000, &m), 0);
-    assert_int_equal(strata_discard_manager_new(dimm, 0x1000, &again), -EBUSY);
-    assert_ptr_equal(strata_region_discard_manager(dimm), m);
-    assert_int_equal(strata_discard_listener_add(m, &one.l), 0);
-    assert_int_equal(strata_discard_populate(m, 0x2000, 0x2000), 0);
-    assert_true(strata_discard_is_populated(m, 0x2001, 0x1fff));
-    assert_false(strata_discard_is_populated(m, 0x2000, 0x2001));
-    assert_int_equal(strata_discard_populate(m, 0x3000, 0x2000), -EALREADY);
-    assert_int_equal(strata_discard_populate(m, 0x123, 0x1000), -EINVAL);
-    assert_int_equal(strata_discard_listener_add(m, &two.l), 0);
-    assert_string_equal(two.log, "+3000,1000 "); /* replayed, clipped */
-    two.fail = -ENOMEM;
-    assert_int_equal(strata_discard_populate(m, 0x4000, 0x2000), -ENOMEM);
-    assert_string_equal(one.log, "+2000,2000 +4000,2000 -4000,2000 "); /* taken back */
-    assert_false(strata_discard_is_populated(m, 0x4000, 1));
-    ((uint8_t *)strata_region_host(dimm))[0x2000] = 5;
-    assert_int_equal(strata_discard_drop(m, 0x2000, 0x1000), 0);
-    assert_int_equal(((uint8_t *)strata_region_host(dimm))[0x2000], 0);
-    strata_discard_listener_del(&two.l);
-    assert_string_equal(two.log, "+3000,1000 +4000,1000 -3000,1000 ");
-    strata_discard_manager_free(m);
-    help_done(&b);
-}
-
 /* virtio-mem's way: many aliases that must not be merged, one per slot. */
 static int count_piece(void *opaque, const struct strata_section *s)
 {
@@ -480,7 +422,7 @@ int main(void)
         cmocka_unit_test(resizing),             cmocka_unit_test(order_and_flags),
         cmocka_unit_test(masks),                cmocka_unit_test(writes_are_marked),
         cmocka_unit_test(imports),              cmocka_unit_test(sync_and_clear),
-        cmocka_unit_test(policy),               cmocka_unit_test(managers),
+        cmocka_unit_test(policy),
         cmocka_unit_test(hotplug_slots),
     };
 
