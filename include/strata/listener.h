@@ -70,7 +70,9 @@ struct strata_listener_ops {
      * commit. A refusal later in the list calls abort of those that agreed. */
     int (*prepare)(void *opaque, const struct strata_change_set *sets, size_t count);
     void (*abort)(void *opaque);
-    /* The same sets, to be applied as one; comes between the last region call and commit. */
+    /* The same sets, to be applied as one; comes between the last region call and commit. Without
+     * region_add and region_del it also brings what is there at registration (one batch of ADD), and
+     * takes it away at the end (DEL). */
     void (*apply)(void *opaque, const struct strata_change_set *sets, size_t count);
 };
 

@@ -75,7 +75,8 @@ STRATA_PUBLIC unsigned strata_ram_flags(const struct strata_ram *ram);
 STRATA_PUBLIC int strata_ram_fd(const struct strata_ram *ram);            /* or -1 */
 STRATA_PUBLIC uint64_t strata_ram_fd_offset(const struct strata_ram *ram);
 STRATA_PUBLIC struct strata_region *strata_ram_region(const struct strata_ram *ram);
-STRATA_PUBLIC void strata_ram_set_migratable(struct strata_ram *ram, bool on);
+/* Does migration take it along? Log masks follow, listeners are told. -EBUSY, -ENOMEM, a refusal. */
+STRATA_PUBLIC int strata_ram_set_migratable(struct strata_ram *ram, bool on);
 /* A guest_memfd of the accelerator for private memory; owned by the block from then on. */
 STRATA_PUBLIC int strata_ram_set_guest_fd(struct strata_ram *ram, int fd);
 STRATA_PUBLIC int strata_ram_guest_fd(const struct strata_ram *ram);

@@ -9,7 +9,7 @@
  */
 #include <stdlib.h>
 
-#include "memory/plan.h"
+#include "memory/sum.h"
 
 struct pairing {
     struct strata_memory *mem;
@@ -200,4 +200,78 @@ int memory_changes_build(struct strata_memory *mem, struct memory_space_plan *sp
         qsort(sp->changes, sp->nchanges, sizeof(*sp->changes), by_address);
     }
     return err;
+}
+
+static int count_spaces(const struct strata_listener *l, size_t *ranges)
+{
+    struct list *it;
+    int spaces = 0;
+
+    *ranges = 0;
+    list_for_each(it, &l->mem->spaces) {
+        struct strata_space *space = list_entry(it, struct strata_space, node);
+
+        if (memory_listener_wants(l, space)) {
+            *ranges += memory_space_view(space)->nranges;
+            spaces++;
+        }
+    }
+    return spaces;
+}
+
+struct filling {
+    struct strata_space *space;
+    struct strata_change *at;
+    bool add;
+};
+
+static int fill_change(void *opaque, struct itree_node *node)
+{
+    struct filling *f = opaque;
+    struct strata_change *c = f->at++;
+
+    *c = (struct strata_change){.kind = f->add ? STRATA_CHANGE_ADD : STRATA_CHANGE_DEL};
+    memory_range_section(container_of(node, struct memory_range, node), f->space,
+                         f->add ? &c->now : &c->old);
+    return 0;
+}
+
+/*
+ * All that a listener's spaces show as one batch of change sets: at its registration (add) or its end.
+ * all: filled, for memory_replay_fini(). Returns 0 or -ENOMEM. Lock: held.
+ */
+int memory_replay_init(const struct strata_listener *l, bool add, struct memory_replay *all)
+{
+    struct strata_memory *mem = l->mem;
+    struct filling f = {.add = add};
+    struct list *it;
+
+    *all = (struct memory_replay){0};
+    all->nsets = (size_t)count_spaces(l, &all->nchanges);
+    all->sets = memory_alloc(mem, (all->nsets + 1) * sizeof(*all->sets));
+    all->changes = memory_alloc(mem, (all->nchanges + 1) * sizeof(*all->changes));
+    if (!all->sets || !all->changes) {
+        memory_replay_fini(mem, all);
+        return memory_fail_alloc(mem);
+    }
+    f.at = all->changes;
+    list_for_each(it, &mem->spaces) {
+        struct strata_change_set *set = &all->sets[all->count];
+
+        f.space = list_entry(it, struct strata_space, node);
+        if (memory_listener_wants(l, f.space) && memory_space_view(f.space)->nranges) {
+            *set = (struct strata_change_set){f.space, f.at, memory_space_view(f.space)->nranges};
+            memory_itree_visit(&memory_space_view(f.space)->ranges, 0, UINT64_MAX, fill_change, &f);
+            all->count++;
+        }
+    }
+    return 0;
+}
+
+/* Free a batch. */
+void memory_replay_fini(struct strata_memory *mem, struct memory_replay *all)
+{
+    memory_free(mem, all->sets, (all->nsets + 1) * sizeof(*all->sets));
+    memory_free(mem, all->changes, (all->nchanges + 1) * sizeof(*all->changes));
+    *all = (struct memory_replay){0};
 }

@@ -6,14 +6,16 @@
  *            equal to what rendering the whole tree gives
  *   radix    maps just the ranges' bytes; no node empty, alone with one node, or one range throughout
  *   spaces   show the view of their canonical root
+ *   sums     what each listener was told so far, added up, is what each space shows: see sum.h
  *
  * With a transaction open or changes pending, views are not compared with trees, only checked in
- * themselves. Lock: the handle's, taken. Source: own (invariants 1 to 3 of docs/architecture.md).
+ * themselves; from a callback, sums are not looked at. Lock: the handle's, taken. Source: own (invariants 1 to 3 of docs/architecture.md).
  */
 #include <errno.h>
 
 #include "memory/dispatch.h"
 #include "memory/render.h"
+#include "memory/sum.h"
 #include "memory/view.h"
 
 struct checker {
@@ -237,6 +239,7 @@ static int check_spaces(struct checker *c, bool settled)
             return COMPLAIN(c, "space '%s' does not show the view of its root", space->name);
         }
         err = check_view(c, view, settled);
+        err = err || mem->in_callback ? err : memory_sums_check(space);
         if (err) {
             break;
         }

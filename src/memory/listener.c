@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "memory/notify.h"
+#include "memory/sum.h"
 
 /* Work out anew which spaces are listened to, and by somebody who wants unchanged ranges as well: a
  * space or a listener came or went. Lock: held. */
@@ -50,12 +51,28 @@ static void listener_free(struct strata_listener *l)
     memory_free(l->mem, l, sizeof(*l));
 }
 
+/* Who takes change sets and no single pieces gets what is there as change sets, too. Who takes both
+ * has been told by pieces. */
+static void tell_sets(struct strata_listener *l, const struct memory_replay *all)
+{
+    if (l->ops.apply) {
+        memory_sum_applied(l, all->sets, all->count);
+    }
+    if (l->ops.apply && !l->ops.region_add && !l->ops.region_del && all->count) {
+        l->ops.apply(l->opaque, all->sets, all->count);
+    }
+}
+
 static int tell_all(struct strata_listener *l)
 {
     struct strata_memory *mem = l->mem;
+    struct memory_replay all = {0};
     struct list *it;
-    int err = 0;
+    int err = l->ops.apply ? memory_replay_init(l, true, &all) : 0;
 
+    if (err) {
+        return err;
+    }
     mem->in_callback = true;
     if (l->ops.begin) {
         l->ops.begin(l->opaque);
@@ -70,10 +87,14 @@ static int tell_all(struct strata_listener *l)
             memory_notify_replay(l, space);
         }
     }
+    if (!err) {
+        tell_sets(l, &all);
+    }
     if (l->ops.commit) {
         l->ops.commit(l->opaque);
     }
     mem->in_callback = false;
+    memory_replay_fini(mem, &all);
     return err;
 }
 
@@ -109,6 +130,11 @@ int strata_listener_register(struct strata_memory *mem, const struct strata_list
     l->ops = *desc->ops;
     l->opaque = desc->opaque;
     l->space = desc->space;
+    err = memory_sums_for_listener(l);
+    if (err) {
+        listener_free(l);
+        goto out;
+    }
     listener_link(l);
     err = tell_all(l);
     if (err) {
@@ -130,12 +156,16 @@ out:
 void strata_listener_unregister(struct strata_listener *l)
 {
     struct strata_memory *mem = l->mem;
+    struct memory_replay all = {0};
     struct list *it;
 
     memory_lock(mem);
     if (mem->in_callback) {
         memory_unlock(mem);
         return;
+    }
+    if (l->ops.apply && memory_replay_init(l, false, &all) != 0) {
+        all.count = 0; /* no memory to say it with: it is only told that it is over */
     }
     mem->in_callback = true;
     if (l->ops.begin) {
@@ -148,10 +178,12 @@ void strata_listener_unregister(struct strata_listener *l)
             memory_notify_unplay(l, space);
         }
     }
+    tell_sets(l, &all);
     if (l->ops.commit) {
         l->ops.commit(l->opaque);
     }
     mem->in_callback = false;
+    memory_replay_fini(mem, &all);
     list_del(&l->node);
     memory_listeners_count(mem);
     listener_free(l);

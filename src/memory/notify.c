@@ -3,6 +3,7 @@
 #include "memory/notify.h"
 
 #include "memory/events.h"
+#include "memory/sum.h"
 
 #define for_each_forward(l, mem)                                                                   \
     for (struct list *l##_it = (mem)->listeners.next;                                              \
@@ -60,6 +61,7 @@ void memory_notify_removed(struct strata_space *space, const struct memory_delta
 {
     struct strata_listener *l;
     struct strata_section s;
+    struct memory_sum term;
 
     for (size_t i = 0; i < delta->removed.count; i++) {
         memory_range_section(delta->removed.item[i], space, &s);
@@ -72,9 +74,13 @@ void memory_notify_removed(struct strata_space *space, const struct memory_delta
                 }
             }
         }
+        term = memory_sum_piece(&s);
         for_each_reverse(l, space->mem) {
-            if (l->ops.region_del && memory_listener_wants(l, space)) {
-                l->ops.region_del(l->opaque, &s);
+            if (memory_listener_wants(l, space)) {
+                memory_sum_count(&memory_account(l, space)->told, &term, false);
+                if (l->ops.region_del) {
+                    l->ops.region_del(l->opaque, &s);
+                }
             }
         }
     }
@@ -82,11 +88,15 @@ void memory_notify_removed(struct strata_space *space, const struct memory_delta
 
 static void tell_added(struct strata_space *space, struct strata_section *s)
 {
+    struct memory_sum term = memory_sum_piece(s);
     struct strata_listener *l;
 
     for_each_forward(l, space->mem) {
-        if (l->ops.region_add && memory_listener_wants(l, space)) {
-            l->ops.region_add(l->opaque, s);
+        if (memory_listener_wants(l, space)) {
+            memory_sum_count(&memory_account(l, space)->told, &term, true);
+            if (l->ops.region_add) {
+                l->ops.region_add(l->opaque, s);
+            }
         }
     }
     if (s->region->ncoalesced) {
@@ -94,6 +104,23 @@ static void tell_added(struct strata_space *space, struct strata_section *s)
             if (memory_listener_wants(l, space)) {
                 tell_coalesced(l, s, true);
             }
+        }
+    }
+}
+
+/* The same piece has another log mask: so do the accounts. */
+static void count_logs(struct strata_space *space, const struct strata_section *s, unsigned was)
+{
+    struct strata_section before = *s;
+    struct memory_sum now = memory_sum_piece(s), old;
+    struct strata_listener *l;
+
+    before.log_mask = (uint8_t)was;
+    old = memory_sum_piece(&before);
+    for_each_forward(l, space->mem) {
+        if (memory_listener_wants(l, space)) {
+            memory_sum_count(&memory_account(l, space)->told, &old, false);
+            memory_sum_count(&memory_account(l, space)->told, &now, true);
         }
     }
 }
@@ -108,6 +135,9 @@ static void tell_kept(struct strata_space *space, struct strata_section *s,
         if (nop && l->ops.region_nop && memory_listener_wants(l, space)) {
             l->ops.region_nop(l->opaque, s);
         }
+    }
+    if (now != was) {
+        count_logs(space, s, was);
     }
     if (now & ~was) {
         for_each_forward(l, space->mem) {
@@ -154,19 +184,26 @@ void memory_notify_added(struct strata_space *space, const struct memory_delta *
 
 static void tell_event(struct strata_space *space, const struct strata_eventfd *ev, bool add)
 {
+    struct memory_sum term = memory_sum_event(ev);
     struct strata_listener *l;
 
     if (add) {
         for_each_reverse(l, space->mem) {
-            if (l->ops.eventfd_add && memory_listener_wants(l, space)) {
-                l->ops.eventfd_add(l->opaque, space, ev);
+            if (memory_listener_wants(l, space)) {
+                memory_sum_count(&memory_account(l, space)->events, &term, true);
+                if (l->ops.eventfd_add) {
+                    l->ops.eventfd_add(l->opaque, space, ev);
+                }
             }
         }
         return;
     }
     for_each_forward(l, space->mem) {
-        if (l->ops.eventfd_del && memory_listener_wants(l, space)) {
-            l->ops.eventfd_del(l->opaque, space, ev);
+        if (memory_listener_wants(l, space)) {
+            memory_sum_count(&memory_account(l, space)->events, &term, false);
+            if (l->ops.eventfd_del) {
+                l->ops.eventfd_del(l->opaque, space, ev);
+            }
         }
     }
 }
@@ -259,6 +296,7 @@ void memory_notify_apply(struct strata_memory *mem, const struct strata_change_s
         size_t n = sets_for(l, &mine, count);
 
         if (l->ops.apply && n) {
+            memory_sum_applied(l, mine, n);
             l->ops.apply(l->opaque, mine, n);
         }
     }
@@ -315,8 +353,11 @@ static int play_range(void *opaque, struct itree_node *node)
     struct play *p = opaque;
     struct strata_listener *l = p->l;
     struct strata_section s;
+    struct memory_sum term;
 
     memory_range_section(container_of(node, struct memory_range, node), p->space, &s);
+    term = memory_sum_piece(&s);
+    memory_sum_count(&memory_account(l, p->space)->told, &term, p->add);
     if (p->add) {
         if (l->ops.region_add) {
             l->ops.region_add(l->opaque, &s);
@@ -344,11 +385,16 @@ static int play_events(void *opaque, struct itree_node *node)
     void (*fn)(void *, struct strata_space *, const struct strata_eventfd *) =
         p->add ? p->l->ops.eventfd_add : p->l->ops.eventfd_del;
 
-    for (unsigned i = 0; fn && range->events && i < range->events->count; i++) {
+    for (unsigned i = 0; range->events && i < range->events->count; i++) {
         struct strata_eventfd placed;
+        struct memory_sum term;
 
         if (memory_event_place(range, &range->events->item[i], &placed)) {
-            fn(p->l->opaque, p->space, &placed);
+            term = memory_sum_event(&placed);
+            memory_sum_count(&memory_account(p->l, p->space)->events, &term, p->add);
+            if (fn) {
+                fn(p->l->opaque, p->space, &placed);
+            }
         }
     }
     return 0;

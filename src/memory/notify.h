@@ -19,6 +19,7 @@ struct strata_listener {
     void *opaque;
     struct strata_space *space;     /* null: all */
     bool prepared;
+    size_t slot;                    /* of its accounts: see sum.h */
 };
 
 static inline bool memory_listener_wants(const struct strata_listener *l,
@@ -42,6 +43,17 @@ bool memory_notify_wants_sets(struct strata_memory *mem);
 
 /* listener.c */
 void memory_listeners_count(struct strata_memory *mem);
+
+/* changes.c: everything that a listener's spaces show, as one batch. */
+struct memory_replay {
+    struct strata_change_set *sets;
+    struct strata_change *changes;
+    size_t count;           /* sets that are not empty */
+    size_t nsets, nchanges; /* as allocated */
+};
+must_check int memory_replay_init(const struct strata_listener *l, bool add,
+                                  struct memory_replay *all);
+void memory_replay_fini(struct strata_memory *mem, struct memory_replay *all);
 
 /* One listener, for registration and its end. */
 void memory_notify_replay(struct strata_listener *l, struct strata_space *space);

@@ -163,16 +163,6 @@ int strata_ram_writeback(struct strata_ram *ram, uint64_t start, uint64_t len)
     return msync(ram->host + from, len + (start - from), MS_SYNC) == 0 ? 0 : -errno;
 }
 
-/* Whether migration takes the block along; the log masks follow at the next commit. Lock: taken. */
-void strata_ram_set_migratable(struct strata_ram *ram, bool on)
-{
-    if (on) {
-        __atomic_fetch_and(&ram->flags, ~(unsigned)STRATA_RAM_NOT_MIGRATABLE, __ATOMIC_RELAXED);
-    } else {
-        __atomic_fetch_or(&ram->flags, STRATA_RAM_NOT_MIGRATABLE, __ATOMIC_RELAXED);
-    }
-}
-
 /* Give the block a descriptor of private guest memory; closed with the block. -EBUSY: it has one. */
 int strata_ram_set_guest_fd(struct strata_ram *ram, int fd)
 {

@@ -8,6 +8,7 @@
 #include "memory/dispatch.h"
 #include "memory/notify.h"
 #include "memory/space.h"
+#include "memory/sum.h"
 
 /* The canonical root of a space may have changed: look at the next commit. Lock: held. */
 void memory_space_suspect(struct strata_space *space)
@@ -23,6 +24,7 @@ static void space_destroy(struct strata_space *space)
 
     memory_space_fini_waiters(space);
     pthread_mutex_destroy(&space->wait_lock);
+    memory_sums_free(space);
     memory_free(mem, space->name, strlen(space->name) + 1);
     memory_free(mem, space, sizeof(*space));
 }
@@ -54,6 +56,12 @@ static struct strata_space *space_make(struct strata_memory *mem, const char *na
         return NULL;
     }
     space->mem = mem;
+    if (memory_sums_for_space(space) != 0) {
+        memory_sums_free(space);
+        memory_free(mem, space->name, strlen(space->name) + 1);
+        memory_free(mem, space, sizeof(*space));
+        return NULL;
+    }
     space->bounce_budget = MEMORY_BOUNCE_DEFAULT;
     pthread_mutex_init(&space->wait_lock, NULL);
     list_init(&space->node);

@@ -87,6 +87,56 @@ unsigned strata_region_log_mask(const struct strata_region *region)
     return mask;
 }
 
+/* What shows a region has another mask now: render it at the next commit. */
+static int mark_ranges(const struct strata_region *region)
+{
+    struct list *it;
+    int err = 0;
+
+    list_for_each(it, &region->ranges) {
+        struct memory_range *range = list_entry(it, struct memory_range, region_node);
+
+        err = err ? err : memory_view_mark(range->view, range->head.start, range->head.last);
+    }
+    return err;
+}
+
+static void flip_migratable(struct strata_ram *ram)
+{
+    __atomic_fetch_xor(&ram->flags, (unsigned)STRATA_RAM_NOT_MIGRATABLE, __ATOMIC_RELAXED);
+}
+
+/*
+ * Whether migration takes the block along. While memory is tracked listeners are told at once, by
+ * log_start or log_stop. A block that joins is dirty as a whole: nobody has logged what was written
+ * to it so far. Returns 0; -EBUSY, -ENOMEM, a refusal: nothing changed.
+ * Lock: taken. Source: QEMU qemu_ram_set_migratable(), qemu_ram_unset_migratable().
+ * Differs: there, masks follow only when something else has the map rendered.
+ */
+int strata_ram_set_migratable(struct strata_ram *ram, bool on)
+{
+    struct strata_memory *mem = ram->mem;
+    int err = memory_change_begin(mem, "migratable", ram->region);
+
+    if (err) {
+        return err;
+    }
+    if (memory_ram_is_migratable(ram) != on) {
+        err = ram->region && mem->tracking ? mark_ranges(ram->region) : 0;
+        if (!err) {
+            flip_migratable(ram);
+            err = memory_change_commit(mem);
+            if (err) {
+                flip_migratable(ram);
+            } else if (on) {
+                strata_ram_set_dirty(ram, 0, strata_ram_size(ram), 1u << STRATA_DIRTY_MIGRATION);
+            }
+        }
+    }
+    memory_change_done(mem);
+    return err;
+}
+
 /* Translated code exists (or no more): the code client joins every block's mask. 0; -EBUSY, -ENOMEM,
  * a refusal. Lock: taken. */
 int strata_memory_set_code_tracking(struct strata_memory *mem, bool on)

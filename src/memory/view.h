@@ -64,6 +64,7 @@ struct memory_view {
     struct memory_retired retired;
 };
 
+struct memory_account;
 struct memory_waiter;
 
 struct strata_space {
@@ -77,6 +78,8 @@ struct strata_space {
     struct list moved_node;      /* in mem->moved_spaces */
     bool listened;               /* some listener wants this space */
     bool listened_nop;
+    struct memory_account *accounts; /* what listeners were told: see sum.h */
+    size_t cap_accounts;
     struct memory_view *next_view; /* during a commit */
     uint64_t bounce_budget, bounce_used; /* atomic */
     pthread_mutex_t wait_lock;

@@ -212,7 +212,7 @@ static void sources_at_random(void **state)
         unsigned k = (unsigned)dice(&seed, 3), size = 1u << k;
         unsigned from = (unsigned)dice(&seed, GRANULES / size) * size;
         unsigned n = size * (1 + (unsigned)dice(&seed, 3));
-        bool on = dice(&seed, 2), fits = from + n <= GRANULES, same = true;
+        bool on = dice(&seed, 8) ? !has[k][from] : has[k][from], fits = from + n <= GRANULES, same = true;
         int err;
 
         for (unsigned g = from; fits && g < from + n; g++) {

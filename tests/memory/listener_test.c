@@ -295,6 +295,40 @@ static void tracking_rolls_back(void **state)
     help_done(&s.b);
 }
 
+/* A block joins and leaves migration while memory is tracked. */
+static void migratable_is_told(void **state)
+{
+    struct stage s;
+    struct strata_region *a;
+    struct strata_ram *ram;
+    uint64_t bitmap;
+    struct strata_listener_ops ops = all_ops;
+
+    ops.coalesced_flush = NULL;
+    stage_up(&s, &ops);
+    strata_listener_unregister(s.l[1]);
+    a = help_region(s.b.mem, STRATA_RAM, "a", 0x3000);
+    ram = strata_region_ram(a);
+    help_add(s.b.root, 0, a, 0);
+    assert_int_equal(strata_ram_set_migratable(ram, false), 0);
+    assert_int_equal(strata_tracking_start(s.b.mem, STRATA_TRACK_MIGRATION), 0);
+    s.log.len = 0;
+    s.log.text[0] = '\0';
+    strata_ram_harvest_dirty(ram, 0, 0x3000, STRATA_DIRTY_MIGRATION, &bitmap);
+    assert_int_equal(strata_store(s.b.space, 0x1000, 4, STRATA_LITTLE_ENDIAN, 1), 0);
+    assert_true(strata_ram_count_dirty(ram, STRATA_DIRTY_MIGRATION) == 0);
+    assert_int_equal(strata_ram_set_migratable(ram, true), 0);
+    expect(&s.log, "x:begin x:start(a,0,4) x:commit ");
+    assert_true(strata_ram_harvest_dirty(ram, 0, 0x3000, STRATA_DIRTY_MIGRATION, &bitmap) == 3);
+    assert_int_equal(strata_store(s.b.space, 0x1000, 4, STRATA_LITTLE_ENDIAN, 1), 0);
+    assert_true(strata_ram_count_dirty(ram, STRATA_DIRTY_MIGRATION) == 1);
+    assert_int_equal(strata_ram_set_migratable(ram, true), 0);
+    expect(&s.log, "");
+    assert_int_equal(strata_ram_set_migratable(ram, false), 0);
+    expect(&s.log, "x:begin x:stop(a,4,0) x:commit ");
+    help_done(&s.b);
+}
+
 static void nop_and_filter(void **state)
 {
     struct stage s;
@@ -351,6 +385,11 @@ static void on_apply(void *o, const struct strata_change_set *sets, size_t count
     note(o, "apply%zu", count);
 }
 
+static void on_apply_all(void *o, const struct strata_change_set *sets, size_t count)
+{
+    assert_int_equal(on_prepare(o, sets, count), 0);
+}
+
 static void change_sets(void **state)
 {
     static const struct strata_listener_ops ops = {
@@ -376,6 +415,27 @@ static void change_sets(void **state)
     expect(&s.log, "x:FLAGS(40000,40000) x:apply1 x:commit ");
     assert_int_equal(strata_region_set_log(a, true, STRATA_DIRTY_DISPLAY), 0);
     expect(&s.log, "x:LOG(40000,40000) x:apply1 x:commit ");
+    help_done(&s.b);
+}
+
+/* What only takes change sets is told so of what is there when it comes and when it goes. */
+static void late_change_sets(void **state)
+{
+    static const struct strata_listener_ops ops = {.apply = on_apply_all, .commit = on_commit};
+    struct stage s;
+
+    stage_up(&s, &ops);
+    strata_listener_unregister(s.l[1]);
+    help_add(s.b.root, 0x1000, help_region(s.b.mem, STRATA_IO, "a", 0x10), 0);
+    help_add(s.b.root, 0x3000, help_region(s.b.mem, STRATA_IO, "b", 0x10), 0);
+    strata_listener_unregister(s.l[0]);
+    s.log.len = 0;
+    assert_int_equal(strata_listener_register(s.b.mem, &(struct strata_listener_desc){
+        .name = "late", .ops = &ops, .opaque = &s.ear[0]}, &s.l[0]), 0);
+    expect(&s.log, "x:ADD(0,1000) x:ADD(0,3000) x:commit ");
+    assert_int_equal(strata_check(s.b.mem), 0);
+    strata_listener_unregister(s.l[0]);
+    expect(&s.log, "x:DEL(1000,0) x:DEL(3000,0) x:commit ");
     help_done(&s.b);
 }
 
@@ -432,8 +492,10 @@ int main(void)
         cmocka_unit_test(begin_drains),
         cmocka_unit_test(late_registration),
         cmocka_unit_test(tracking_rolls_back),
+        cmocka_unit_test(migratable_is_told),
         cmocka_unit_test(nop_and_filter),
         cmocka_unit_test(change_sets),
+        cmocka_unit_test(late_change_sets),
         cmocka_unit_test(a_refusal_changes_nothing),
         cmocka_unit_test(callbacks_cannot_change),
     };

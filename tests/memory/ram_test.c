@@ -225,7 +225,7 @@ static void order_and_flags(void **state)
     assert_int_equal(strata_ram_for_each(b.mem, count_block, &last), 0);
     assert_true(last == 0x1000);
     assert_true(strata_ram_flags(ram) & STRATA_RAM_PMEM);
-    strata_ram_set_migratable(ram, false);
+    assert_int_equal(strata_ram_set_migratable(ram, false), 0);
     assert_true(strata_ram_flags(ram) & STRATA_RAM_NOT_MIGRATABLE);
     assert_int_equal(strata_ram_guest_fd(ram), -1);
     assert_int_equal(strata_ram_set_guest_fd(ram, -1), -EBADF);
@@ -240,7 +240,7 @@ static void masks(void **state)
     struct strata_region *ram = help_region(b.mem, STRATA_RAM, "ram", 0x4000);
     struct strata_region *stays = help_region(b.mem, STRATA_RAM, "stays", 0x1000);
 
-    strata_ram_set_migratable(strata_region_ram(stays), false);
+    assert_int_equal(strata_ram_set_migratable(strata_region_ram(stays), false), 0);
     assert_int_equal(strata_region_log_mask(ram), 0);
     assert_int_equal(strata_region_set_log(ram, true, STRATA_DIRTY_DISPLAY), 0);
     assert_int_equal(strata_tracking_start(b.mem, STRATA_TRACK_MIGRATION), 0);
