@@ -46,6 +46,7 @@ struct softkvm_entry {
 #define SOFTKVM_STAGE_HOST  8 /* hva -> hpa: the host's tables map it */
 #define SOFTKVM_STAGE_FRAME 16 /* hpa -> frame with contents */
 #define SOFTKVM_STAGE_MMIO  32 /* the second stage holds an MMIO entry */
+#define SOFTKVM_STAGE_PRIVATE 64 /* the page is private: its contents are not shown */
 
 struct softkvm_frame_info {
     __u64 pfn;

@@ -105,7 +105,7 @@ int softkvm_open_system(struct softkvm *s);
 int softkvm_ioctl(struct softkvm *s, int fd, unsigned long request, void *arg);
 
 /*
- * As mmap() of a vCPU descriptor (offsets as KVM's: 0 run page, 1 port data, 2 coalesced ring, from
+ * As mmap() of a guest_memfd's descriptor, or of a vCPU's (offsets as KVM's: 0 run page, 1 port data, 2 coalesced ring, from
  * KVM_DIRTY_LOG_PAGE_OFFSET on the dirty ring).
  * Returns the address; or null with *err = errno. Mappings of one vCPU share one place. The vCPU
  * lives until its last mapping is gone.
@@ -118,6 +118,12 @@ int softkvm_munmap(struct softkvm *s, void *addr, size_t length);
 
 /* As read()/pread() of a statistics descriptor at byte `offset`. Returns bytes, 0 at the end, or -errno. */
 int64_t softkvm_read(struct softkvm *s, int fd, void *buf, size_t length, uint64_t offset);
+
+/*
+ * As fallocate() of a guest_memfd's descriptor: FALLOC_FL_KEEP_SIZE allocates, with FALLOC_FL_PUNCH_HOLE it
+ * frees. 0; -EBADF, -ENODEV (no guest_memfd), -EOPNOTSUPP (another mode), -EINVAL, -EFBIG, -ENOMEM.
+ */
+int softkvm_fallocate(struct softkvm *s, int fd, int mode, int64_t offset, int64_t length);
 
 /* As close(). A VM lives until its own and all its vCPUs' descriptors and mappings are gone. */
 int softkvm_close(struct softkvm *s, int fd);

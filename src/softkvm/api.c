@@ -10,6 +10,7 @@
 #include "softkvm/cap.h"
 #include "softkvm/cpuid.h"
 #include "softkvm/engine.h"
+#include "softkvm/gmem.h"
 #include "softkvm/inspect.h"
 #include "softkvm/inspect_impl.h"
 #include "softkvm/msr.h"
@@ -186,6 +187,7 @@ int softkvm_ioctl(struct softkvm *s, int fd, unsigned long request, void *arg)
         r = system_ioctl(s, request, arg);
         break;
     case KVM_FILE_STATS:
+    case KVM_FILE_GMEM:
     case KVM_FILE_NONE:
         break;
     }
@@ -194,6 +196,27 @@ int softkvm_ioctl(struct softkvm *s, int fd, unsigned long request, void *arg)
 }
 
 /* ---- mappings ---- */
+
+static void object_get(struct kvm_file *f)
+{
+    switch (f->kind) {
+    case KVM_FILE_VM:
+        kvm_vm_get(f->object);
+        break;
+    case KVM_FILE_VCPU:
+        kvm_vcpu_get(f->object);
+        break;
+    case KVM_FILE_STATS:
+        kvm_stats_get(f->object);
+        break;
+    case KVM_FILE_GMEM:
+        kvm_gmem_open(f->object);
+        break;
+    case KVM_FILE_SYSTEM:
+    case KVM_FILE_NONE:
+        break;
+    }
+}
 
 /* The place behind [at, at + length) of a vCPU's descriptor: its run pages, or its ring. Null: none. */
 static char *vcpu_place(struct kvm_vcpu *v, size_t at, size_t length)
@@ -210,47 +233,56 @@ static char *vcpu_place(struct kvm_vcpu *v, size_t at, size_t length)
     return !page_offset(at) && length && at < size && length <= size - at ? base + at : NULL;
 }
 
-static int map_vcpu(struct softkvm *s, struct kvm_vcpu *v, size_t at, size_t length, void **out)
+static int find_vcpu_place(struct kvm_vcpu *v, struct kvm_mapping *m, int64_t offset)
 {
-    struct kvm_mapping *m;
-    char *place;
+    m->addr = vcpu_place(v, (size_t)offset, m->length);
+    return m->addr ? 0 : -EINVAL;
+}
 
-    length = (length + PAGE_SIZE - 1) & PAGE_MASK;
-    place = vcpu_place(v, at, length);
-    if (!place) {
+/* Where a descriptor's mapping lies. -ENODEV for a kind that has none. */
+static int find_place(struct kvm_file *f, struct kvm_mapping *m, int prot, int flags, int64_t offset)
+{
+    const int64_t ring = KVM_DIRTY_LOG_PAGE_OFFSET * PAGE_SIZE;
+
+    if (f->kind == KVM_FILE_GMEM) {
+        return kvm_gmem_mmap(f->object, m->length, flags, offset, &m->addr, &m->owned);
+    }
+    if (f->kind != KVM_FILE_VCPU) {
+        return -ENODEV;
+    }
+    if (offset < 0 || (flags & MAP_TYPE) == MAP_PRIVATE || (offset >= ring && (prot & PROT_EXEC))) {
         return -EINVAL;
     }
-    m = kvm_alloc(s, sizeof(*m));
-    if (!m) {
-        return -ENOMEM;
-    }
-    kvm_vcpu_get(v);
-    m->vcpu = v;
-    m->addr = place;
-    m->length = length;
+    return find_vcpu_place(f->object, m, offset);
+}
+
+static void map_file(struct softkvm *s, struct kvm_file *f, struct kvm_mapping *m)
+{
+    object_get(f);
+    m->kind = f->kind;
+    m->object = f->object;
     pthread_mutex_lock(&s->lock);
     list_add_tail(&s->mappings, &m->node);
     pthread_mutex_unlock(&s->lock);
-    *out = m->addr;
-    return 0;
 }
 
 void *softkvm_mmap(struct softkvm *s, int fd, size_t length, int prot, int flags, int64_t offset,
                    int *err)
 {
     struct kvm_file *f = kvm_file_get(s, fd);
+    struct kvm_mapping *m = f ? kvm_alloc(s, sizeof(*m)) : NULL;
     void *addr = NULL;
-    int r;
+    int r = f ? -ENOMEM : -EBADF;
 
-    if (!f) {
-        r = -EBADF;
-    } else if (f->kind != KVM_FILE_VCPU) {
-        r = -ENODEV;
-    } else if (offset < 0 || (flags & MAP_TYPE) == MAP_PRIVATE ||
-               (offset >= (int64_t)(KVM_DIRTY_LOG_PAGE_OFFSET * PAGE_SIZE) && (prot & PROT_EXEC))) {
-        r = -EINVAL;
-    } else {
-        r = map_vcpu(s, f->object, (size_t)offset, length, &addr);
+    if (m) {
+        m->length = (length + PAGE_SIZE - 1) & PAGE_MASK;
+        r = find_place(f, m, prot, flags, offset);
+        if (r == 0) {
+            map_file(s, f, m);
+            addr = m->addr;
+        } else {
+            free(m);
+        }
     }
     if (f) {
         kvm_file_put(s, f);
@@ -283,8 +315,7 @@ int softkvm_munmap(struct softkvm *s, void *addr, size_t length)
     if (!found) {
         return -EINVAL;
     }
-    kvm_vcpu_put(found->vcpu);
-    free(found);
+    kvm_mapping_free(found);
     return 0;
 }
 
@@ -303,6 +334,19 @@ int64_t softkvm_read(struct softkvm *s, int fd, void *buf, size_t length, uint64
     return r;
 }
 
+int softkvm_fallocate(struct softkvm *s, int fd, int mode, int64_t offset, int64_t length)
+{
+    struct kvm_file *f = kvm_file_get(s, fd);
+    int r;
+
+    if (!f) {
+        return -EBADF;
+    }
+    r = f->kind == KVM_FILE_GMEM ? kvm_gmem_fallocate(f->object, mode, offset, length) : -ENODEV;
+    kvm_file_put(s, f);
+    return r;
+}
+
 int softkvm_close(struct softkvm *s, int fd)
 {
     struct kvm_file *f = kvm_file_get(s, fd);
@@ -317,24 +361,6 @@ int softkvm_close(struct softkvm *s, int fd)
     }
     kvm_file_put(s, f);
     return was_open ? 0 : -EBADF;
-}
-
-static void object_get(struct kvm_file *f)
-{
-    switch (f->kind) {
-    case KVM_FILE_VM:
-        kvm_vm_get(f->object);
-        break;
-    case KVM_FILE_VCPU:
-        kvm_vcpu_get(f->object);
-        break;
-    case KVM_FILE_STATS:
-        kvm_stats_get(f->object);
-        break;
-    case KVM_FILE_SYSTEM:
-    case KVM_FILE_NONE:
-        break;
-    }
 }
 
 int softkvm_dup(struct softkvm *s, int fd)

@@ -4,8 +4,11 @@
 #include "softkvm/cap.h"
 
 #include <errno.h>
+#include <linux/kvm_para.h>
 #include <unistd.h>
 
+#include "softkvm/attributes.h"
+#include "softkvm/gmem.h"
 #include "softkvm/kvm_abi.h"
 #include "softkvm/mmu_nx.h"
 #include "softkvm/ring.h"
@@ -68,6 +71,10 @@ static const struct {
     {KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_RING_MAX_BYTES},
     {KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 1},
     {KVM_CAP_EXCEPTION_PAYLOAD, 1},
+    {KVM_CAP_USER_MEMORY2, 1},
+    {KVM_CAP_MEMORY_FAULT_INFO, 1},
+    {KVM_CAP_GUEST_MEMFD, 1},
+    {KVM_CAP_EXIT_HYPERCALL, 1u << KVM_HC_MAP_GPA_RANGE},
     {KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1},
     {KVM_CAP_SET_BOOT_CPU_ID, 1},
     {KVM_CAP_EXT_EMUL_CPUID, 1},
@@ -85,6 +92,18 @@ int kvm_cap_check(struct softkvm *s, struct kvm_vm *vm, long extension)
     if (extension == KVM_CAP_NR_VCPUS) {
         cpus = sysconf(_SC_NPROCESSORS_ONLN);
         return cpus < 1 ? 1 : cpus > KVM_VM_MAX_VCPUS ? KVM_VM_MAX_VCPUS : (int)cpus;
+    }
+    switch (extension) {
+    case KVM_CAP_VM_TYPES:
+        return (int)kvm_vm_types(s);
+    case KVM_CAP_MEMORY_ATTRIBUTES:
+        return (int)kvm_attributes_supported(vm);
+    case KVM_CAP_GUEST_MEMFD_FLAGS:
+        return (int)kvm_gmem_flags(vm);
+    case KVM_CAP_PRE_FAULT_MEMORY:
+        return s->options.mmu != SOFTKVM_MMU_SHADOW;
+    default:
+        break;
     }
     for (size_t i = 0; i < ARRAY_LEN(fixed); i++) {
         if (fixed[i].extension == extension) {
@@ -115,6 +134,12 @@ static int enable_locked(struct kvm_vm *vm, const struct kvm_enable_cap *cap)
         return kvm_ring_enable_bitmap(vm);
     case KVM_CAP_VM_DISABLE_NX_HUGE_PAGES:
         return cap->args[0] ? -EINVAL : kvm_nx_disable(vm);
+    case KVM_CAP_EXIT_HYPERCALL:
+        if (cap->args[0] & ~(UINT64_C(1) << KVM_HC_MAP_GPA_RANGE)) {
+            return -EINVAL;
+        }
+        vm->exit_hypercalls = cap->args[0];
+        return 0;
     case KVM_CAP_X86_USER_SPACE_MSR:
         if (cap->args[0] & ~(uint64_t)USER_MSR) {
             return -EINVAL;

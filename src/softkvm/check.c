@@ -16,6 +16,8 @@
 
 #include "arch/paging.h"
 #include "cpu/run.h"
+#include "softkvm/attributes.h"
+#include "softkvm/gmem.h"
 #include "softkvm/inspect_impl.h"
 #include "softkvm/mmu_walk.h"
 
@@ -68,15 +70,21 @@ static void check_page(struct kvm_checker *c, const struct kvm_mmu_leaf *leaf)
     uint64_t addr = leaf->gpa, e = leaf->entry;
     unsigned level = leaf->level;
     uint64_t size = pt_leaf_size(level), levels_entry = 0;
-    struct kvm_memslot *s = kvm_slots_find(kvm_slots_active(&vm->slots), gfn(addr >> PAGE_SHIFT));
+    gfn_t f = kvm_slot_frame(vm, gfn(addr >> PAGE_SHIFT));
+    struct kvm_memslot *s = kvm_slots_find(kvm_slots_active(&vm->slots), f);
+    hva_t at;
     unsigned levels[HOST_MAX_LEVELS], n;
     uint64_t entries[HOST_MAX_LEVELS], want;
 
-    if (!s || ((addr + size) >> PAGE_SHIFT) > s->base_gfn + s->npages) {
+    if (!s || f.v + (size >> PAGE_SHIFT) > s->base_gfn + s->npages) {
         kvm_breach(c, "entry at gpa 0x%llx is not in a slot", (unsigned long long)addr);
         return;
     }
-    n = host_mm_walk(vm->s->mm, kvm_slot_hva(s, gfn(addr >> PAGE_SHIFT)), levels, entries);
+    if (!kvm_pages_are_alike(vm, f, size >> PAGE_SHIFT)) {
+        kvm_breach(c, "entry at gpa 0x%llx maps private and shared pages", (unsigned long long)addr);
+    }
+    at = kvm_slot_hva(kvm_slot_half(vm, s, gfn(addr >> PAGE_SHIFT)), f);
+    n = host_mm_walk(vm->s->mm, at, levels, entries);
     levels_entry = n ? entries[n - 1] : 0;
     if (!n || !(levels_entry & X86_PTE_P)) {
         kvm_breach(c, "entry at gpa 0x%llx names a page that the host has not", (unsigned long long)addr);
@@ -86,7 +94,7 @@ static void check_page(struct kvm_checker *c, const struct kvm_mmu_leaf *leaf)
         kvm_breach(c, "entry at gpa 0x%llx is larger than the host's", (unsigned long long)addr);
     }
     want = (levels_entry & X86_PTE_ADDR_MASK & ~(pt_leaf_size(levels[n - 1]) - 1)) +
-           (kvm_slot_hva(s, gfn(addr >> PAGE_SHIFT)).v & (pt_leaf_size(levels[n - 1]) - 1));
+           (at.v & (pt_leaf_size(levels[n - 1]) - 1));
     if ((e & EPT_ADDR_MASK & ~(size - 1)) != want) {
         kvm_breach(c, "entry at gpa 0x%llx names 0x%llx, the host 0x%llx", (unsigned long long)addr,
                (unsigned long long)(e & EPT_ADDR_MASK & ~(size - 1)), (unsigned long long)want);
@@ -95,7 +103,7 @@ static void check_page(struct kvm_checker *c, const struct kvm_mmu_leaf *leaf)
         kvm_breach(c, "entry at gpa 0x%llx is writable, its page is not", (unsigned long long)addr);
     }
     if (leaf->is_unnoticed && s->dirty && !c->vm->ring_bytes) {
-        uint64_t i = (addr >> PAGE_SHIFT) - s->base_gfn;
+        uint64_t i = f.v - s->base_gfn;
 
         if (level > 1 || !(atomic_load(&s->dirty[i / 64]) >> (i & 63) & 1)) {
             kvm_breach(c, "entry at gpa 0x%llx is writable but not logged", (unsigned long long)addr);

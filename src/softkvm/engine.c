@@ -8,10 +8,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <x86intrin.h>
 
 #include "base/guard.h"
+#include "softkvm/gmem.h"
 #include "softkvm/stats.h"
 #include "softkvm/vcpu.h"
 #include "softkvm/vm.h"
@@ -175,14 +177,22 @@ struct softkvm *softkvm_new(const struct softkvm_options *options, char *err, si
     return s;
 }
 
+void kvm_mapping_free(struct kvm_mapping *m)
+{
+    if (m->owned) {
+        munmap(m->addr, m->length);
+    }
+    kvm_object_put(m->kind, m->object);
+    free(m);
+}
+
 static void close_everything(struct softkvm *s)
 {
     while (!list_is_empty(&s->mappings)) {
         struct kvm_mapping *m = list_entry(s->mappings.next, struct kvm_mapping, node);
 
         list_del(&m->node);
-        kvm_vcpu_put(m->vcpu);
-        free(m);
+        kvm_mapping_free(m);
     }
     for (uint32_t c = 0; c < atomic_load(&s->nr_chunks); c++) {
         struct kvm_file *chunk = atomic_load(&s->chunks[c]);
@@ -296,6 +306,9 @@ void kvm_object_put(enum kvm_file_kind kind, void *object)
         break;
     case KVM_FILE_STATS:
         kvm_stats_put(object);
+        break;
+    case KVM_FILE_GMEM:
+        kvm_gmem_close(object);
         break;
     case KVM_FILE_SYSTEM:
     case KVM_FILE_NONE:

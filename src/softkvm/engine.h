@@ -31,6 +31,7 @@ enum kvm_file_kind {
     KVM_FILE_VM,
     KVM_FILE_VCPU,
     KVM_FILE_STATS, /* object: struct kvm_stats_file */
+    KVM_FILE_GMEM,  /* object: struct kvm_gmem */
 };
 
 /* What a descriptor names. Holds one reference on `object` from open to the last put. */
@@ -44,12 +45,14 @@ struct kvm_file {
 #define KVM_FILES_PER_CHUNK 64
 #define KVM_MAX_CHUNKS      1024
 
-/* A mapping of a vCPU's pages. Holds a reference on the vCPU. */
+/* A mapping of a descriptor's pages. Holds a reference on the object. */
 struct kvm_mapping {
     struct list node;
-    struct kvm_vcpu *vcpu;
+    enum kvm_file_kind kind;
+    void *object;
     void *addr;
     size_t length;
+    bool owned; /* the pages are this mapping's */
 };
 
 struct softkvm {
@@ -86,6 +89,9 @@ int kvm_file_open(struct softkvm *s, enum kvm_file_kind kind, void *object) must
 /* The file of fd with a reference, or null. put: the last one closes the object. */
 struct kvm_file *kvm_file_get(struct softkvm *s, int fd) must_check;
 void kvm_file_put(struct softkvm *s, struct kvm_file *f);
+
+/* Free a mapping that is in no list, with its reference. */
+void kvm_mapping_free(struct kvm_mapping *m);
 
 /* Drop a reference of a descriptor's kind on its object. */
 void kvm_object_put(enum kvm_file_kind kind, void *object);

@@ -19,6 +19,7 @@
 #include "cpu/run.h"
 #include "cpu/walk.h"
 #include "softkvm/cpuid.h"
+#include "softkvm/kvm_abi.h"
 #include "softkvm/msr.h"
 #include "softkvm/shadow/shadow.h"
 #include "softkvm/msr_filter.h"
@@ -81,15 +82,23 @@ static int mmio_piece(struct kvm_vcpu *v)
     return leave(v, KVM_EXIT_MMIO);
 }
 
+/* The address of the exit as slots and devices number it: without the bit for shared memory. */
+static gpa_t plain_gpa(const struct kvm_vcpu *v)
+{
+    gpa_t addr = v->cpu->exit.ept.gpa;
+
+    return gpa(gfn_to_gpa(kvm_slot_frame(v->vm, gpa_to_gfn(addr))).v | page_offset(addr.v));
+}
+
 /* A device access at a guest-physical address. */
 static int device_access(struct kvm_vcpu *v)
 {
     const struct cpu_exit *e = &v->cpu->exit;
     struct kvm_pending *p = &v->pending;
-    struct kvm_bus_access a = {.bus = KVM_BUS_MEM, .addr = e->ept.gpa.v, .size = e->ept.size,
+    struct kvm_bus_access a = {.bus = KVM_BUS_MEM, .addr = plain_gpa(v).v, .size = e->ept.size,
                                .is_write = e->ept.is_write, .data = p->data};
 
-    p->gpa = e->ept.gpa;
+    p->gpa = gpa(a.addr);
     p->size = e->ept.size;
     p->done = 0;
     memcpy(p->data, e->ept.data, sizeof(p->data));
@@ -120,10 +129,19 @@ static int walk_outside_memory(struct kvm_vcpu *v)
     return leave(v, KVM_EXIT_INTERNAL_ERROR);
 }
 
+/* The call fails, and the run page says where and which half: KVM_CAP_MEMORY_FAULT_INFO. */
 static int fault_error(struct kvm_vcpu *v, int error)
 {
     kvm_log(v->vm->s, 4, "vm %u vcpu %u: memory at gpa 0x%llx: error %d", v->vm->number, v->id,
             (unsigned long long)v->cpu->exit.ept.gpa.v, -error);
+    if (error == -EFAULT || error == -EHWPOISON) {
+        struct softkvm_memory_fault *mf = softkvm_run_memory_fault(v->run);
+
+        v->run->exit_reason = KVM_EXIT_MEMORY_FAULT;
+        mf->flags = v->fault_private ? KVM_MEMORY_EXIT_FLAG_PRIVATE : 0;
+        mf->gpa = gfn_to_gpa(kvm_slot_frame(v->vm, gpa_to_gfn(v->cpu->exit.ept.gpa))).v;
+        mf->size = PAGE_SIZE;
+    }
     return error;
 }
 
@@ -168,7 +186,7 @@ static bool is_readonly_write(struct kvm_vcpu *v)
     if (!e->ept.is_write || !cpu_is_device_write(v->cpu, e->ept.gpa.v)) {
         return false;
     }
-    slot = kvm_slots_find_vcpu(v, gpa_to_gfn(e->ept.gpa));
+    slot = kvm_slots_find_vcpu(v, gpa_to_gfn(plain_gpa(v)));
     if (!slot || (slot->flags & KVM_MEM_READONLY)) {
         return true; /* remembered: a piece on another page restarts the instruction */
     }
@@ -184,7 +202,7 @@ static int late_write(struct kvm_vcpu *v)
 {
     const struct cpu_exit *e = &v->cpu->exit;
 
-    return kvm_guest_write(v, e->ept.gpa, e->ept.data, e->ept.size) == 0 ? KVM_GO_ON
+    return kvm_guest_store(v, e->ept.gpa, e->ept.data, e->ept.size) == 0 ? KVM_GO_ON
                                                                              : device_access(v);
 }
 
@@ -342,8 +360,28 @@ static int handle_wrmsr(struct kvm_vcpu *v)
 
 /* KVM_HC_* numbers and answers that guests know from <linux/kvm_para.h>. */
 #define HC_VAPIC_POLL_IRQ 1
+#define HC_MAP_GPA_RANGE  12
 #define HC_ENOSYS         UINT64_C(1000)
 #define HC_EPERM          UINT64_C(1)
+#define HC_EINVAL         UINT64_C(22)
+
+/* A range of pages is to become private or shared: user space's decision. 0, or -EINVAL. */
+static int map_gpa_range(struct kvm_vcpu *v, const uint64_t args[5])
+{
+    uint64_t first = args[1] >> PAGE_SHIFT;
+
+    if (page_offset(args[1]) || !args[2] || first + args[2] <= first) {
+        return -EINVAL;
+    }
+    memset(&v->run->hypercall, 0, sizeof(v->run->hypercall));
+    v->run->hypercall.nr = HC_MAP_GPA_RANGE;
+    v->run->hypercall.args[0] = args[1];
+    v->run->hypercall.args[1] = args[2];
+    v->run->hypercall.args[2] = args[3];
+    v->run->hypercall.longmode = (v->cpu->mode & CPU_MODE_64) != 0;
+    v->pending.kind = KVM_PENDING_HYPERCALL;
+    return 0;
+}
 
 static int handle_hypercall(struct kvm_vcpu *v)
 {
@@ -360,6 +398,11 @@ static int handle_hypercall(struct kvm_vcpu *v)
     } else if (args[0] == HC_VAPIC_POLL_IRQ) {
         kvm_vcpu_request(v, KVM_REQUEST_EVENT);
         ret = 0;
+    } else if (args[0] == HC_MAP_GPA_RANGE && (v->vm->exit_hypercalls >> HC_MAP_GPA_RANGE & 1)) {
+        if (!map_gpa_range(v, args)) {
+            return leave(v, KVM_EXIT_HYPERCALL);
+        }
+        ret = -HC_EINVAL;
     } else if (!v->vm->irq->hypercall(v, args, &ret)) {
         ret = -HC_ENOSYS;
     }
@@ -537,6 +580,15 @@ static int complete_msr(struct kvm_vcpu *v, bool is_read)
     return is_read ? finish_rdmsr(v, v->run->msr.data) : skip_insn(v);
 }
 
+/* User space has answered. */
+static int complete_hypercall(struct kvm_vcpu *v)
+{
+    uint64_t ret = v->run->hypercall.ret;
+
+    v->cpu->regs[CPU_RAX] = v->cpu->mode & CPU_MODE_64 ? ret : (uint32_t)ret;
+    return skip_insn(v);
+}
+
 int kvm_exit_complete(struct kvm_vcpu *v)
 {
     struct kvm_pending *p = &v->pending;
@@ -551,6 +603,8 @@ int kvm_exit_complete(struct kvm_vcpu *v)
         cpu_complete_in(v->cpu, (uint8_t *)v->run + KVM_VCPU_PIO_PAGE * PAGE_SIZE, v->cpu->exit.io.count);
     } else if (kind == KVM_PENDING_RDMSR || kind == KVM_PENDING_WRMSR) {
         return complete_msr(v, kind == KVM_PENDING_RDMSR);
+    } else if (kind == KVM_PENDING_HYPERCALL) {
+        return complete_hypercall(v);
     }
     return KVM_GO_ON;
 }

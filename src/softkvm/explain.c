@@ -11,6 +11,8 @@
 
 #include "arch/regs.h"
 #include "cpu/state.h"
+#include "softkvm/attributes.h"
+#include "softkvm/gmem.h"
 #include "softkvm/inspect_impl.h"
 #include "softkvm/vcpu.h"
 
@@ -100,8 +102,8 @@ static void read_frame(struct kvm_vm *vm, struct softkvm_explain *x)
     size_t n = PAGE_SIZE - page_offset(x->hpa);
 
     kvm_explain_frame(vm->s, x->hpa >> PAGE_SHIFT, &x->frame);
-    if (!p) {
-        return;
+    if (!p || (x->stages & SOFTKVM_STAGE_PRIVATE)) {
+        return; /* private contents are not shown */
     }
     x->stages |= SOFTKVM_STAGE_FRAME;
     for (size_t i = 0; i < n && i < sizeof(x->data); i++) {
@@ -115,8 +117,16 @@ static void read_frame(struct kvm_vm *vm, struct softkvm_explain *x)
 void kvm_explain_gpa(struct kvm_vm *vm, struct softkvm_explain *x)
 {
     gpa_t addr = gpa(x->gpa);
-    const struct kvm_memslot *slot = kvm_slots_find(kvm_slots_active(&vm->slots), gpa_to_gfn(addr));
+    gfn_t f = kvm_slot_frame(vm, gpa_to_gfn(addr));
+    const struct kvm_memslot *slot = kvm_slots_find(kvm_slots_active(&vm->slots), f);
+    uint64_t offset = page_offset(addr.v);
 
+    if (kvm_page_is_private(vm, f)) {
+        x->stages |= SOFTKVM_STAGE_PRIVATE;
+        addr = gpa(gfn_to_gpa(f).v | offset);
+    } else if (kvm_vm_has_shared_bit(vm)) {
+        addr = gpa(gfn_to_gpa(gfn(f.v | KVM_SHARED_GFN_BIT)).v | offset);
+    }
     x->eptp = vm->mmu.eptp;
     x->hpa = second_stage(vm, addr.v, x);
     if (x->hpa) {
@@ -129,7 +139,7 @@ void kvm_explain_gpa(struct kvm_vm *vm, struct softkvm_explain *x)
         x->slot_gpa = slot->base_gfn << PAGE_SHIFT;
         x->slot_size = slot->npages << PAGE_SHIFT;
         x->slot_hva = slot->hva;
-        x->hva = slot->hva + (addr.v - x->slot_gpa);
+        x->hva = kvm_slot_hva(kvm_slot_half(vm, slot, gpa_to_gfn(addr)), f).v + offset;
         walk_host(vm, x);
     }
     if (x->hpa) {

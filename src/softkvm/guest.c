@@ -9,22 +9,43 @@
 #include <string.h>
 
 #include "base/guard.h"
+#include "softkvm/attributes.h"
+#include "softkvm/gmem.h"
 #include "softkvm/user.h"
 #include "softkvm/vcpu.h"
 
-/* The bytes behind addr and how many of len lie in the same slot. */
-static char *locate(struct kvm_vm *vm, gpa_t addr, size_t len, struct kvm_memslot **slot, size_t *n)
+/* On whose behalf: the hypervisor reaches shared pages alone. */
+enum who { HYPERVISOR, GUEST };
+
+/* The bytes behind addr and how many of len lie in the same slot, or the same half of it. */
+static char *locate(struct kvm_vm *vm, gpa_t addr, size_t len, enum who who, struct kvm_memslot **slot,
+                    size_t *n)
 {
-    struct kvm_memslot *s = kvm_slots_find(kvm_slots_active(&vm->slots), gpa_to_gfn(addr));
-    uint64_t left;
+    gfn_t f = kvm_slot_frame(vm, gpa_to_gfn(addr));
+    struct kvm_memslot *s = kvm_slots_find(kvm_slots_active(&vm->slots), f);
+    const struct kvm_memslot *half = s;
+    uint64_t offset, left;
 
     if (!s || (s->flags & KVM_SLOT_INVALID)) {
         return NULL;
     }
-    left = ((s->base_gfn + s->npages) << PAGE_SHIFT) - addr.v;
+    offset = ((f.v - s->base_gfn) << PAGE_SHIFT) + page_offset(addr.v);
+    left = (s->npages << PAGE_SHIFT) - offset;
+    if (unlikely(vm->attrs)) {
+        if (who == HYPERVISOR && kvm_page_is_private(vm, f)) {
+            return NULL;
+        }
+        left = PAGE_SIZE - page_offset(addr.v);
+    }
+    if (unlikely(s->gmem)) {
+        half = kvm_slot_half(vm, s, gpa_to_gfn(addr));
+        if (half != s && !kvm_gmem_is_open(s->gmem)) {
+            return NULL;
+        }
+    }
     *slot = s;
     *n = left < len ? left : len;
-    return (char *)hva_to_ptr(hva(s->hva + (addr.v - (s->base_gfn << PAGE_SHIFT))));
+    return (char *)hva_to_ptr(hva(half->hva + offset));
 }
 
 static int copy_out(char *dst, const char *src, size_t n)
@@ -80,7 +101,7 @@ int kvm_guest_read(struct kvm_vm *vm, gpa_t addr, void *buf, size_t len)
     while (len) {
         struct kvm_memslot *slot;
         size_t n;
-        char *src = locate(vm, addr, len, &slot, &n);
+        char *src = locate(vm, addr, len, HYPERVISOR, &slot, &n);
 
         if (!src || copy_out(dst, src, n) < 0) {
             return -EFAULT;
@@ -92,28 +113,39 @@ int kvm_guest_read(struct kvm_vm *vm, gpa_t addr, void *buf, size_t len)
     return 0;
 }
 
-/*
- * Copy len bytes to guest memory at addr; the pages are marked in dirty logs. 0, or -EFAULT (no slot,
- * read-only, no host memory), with what lies before already written.
- */
-int kvm_guest_write(struct kvm_vcpu *v, gpa_t addr, const void *buf, size_t len)
+static int store(struct kvm_vcpu *v, gpa_t addr, const void *buf, size_t len, enum who who)
 {
     const char *src = buf;
 
     while (len) {
         struct kvm_memslot *slot;
         size_t n;
-        char *dst = locate(v->vm, addr, len, &slot, &n);
+        char *dst = locate(v->vm, addr, len, who, &slot, &n);
 
         if (!dst || (slot->flags & KVM_MEM_READONLY) || copy_in(dst, src, n) < 0) {
             return -EFAULT;
         }
         for (uint64_t a = addr.v & PAGE_MASK; a < addr.v + n; a += PAGE_SIZE) {
-            kvm_slot_mark_dirty(v, slot, gpa_to_gfn(gpa(a)));
+            kvm_slot_mark_dirty(v, slot, kvm_slot_frame(v->vm, gpa_to_gfn(gpa(a))));
         }
         addr.v += n;
         src += n;
         len -= n;
     }
     return 0;
+}
+
+/*
+ * Copy len bytes to guest memory at addr; the pages are marked in dirty logs. 0, or -EFAULT (no slot,
+ * read-only, private, no host memory), with what lies before already written.
+ */
+int kvm_guest_write(struct kvm_vcpu *v, gpa_t addr, const void *buf, size_t len)
+{
+    return store(v, addr, buf, len, HYPERVISOR);
+}
+
+/* The same as the guest would do it. addr: of the second stage, with the bit for shared memory if any. */
+int kvm_guest_store(struct kvm_vcpu *v, gpa_t addr, const void *buf, size_t len)
+{
+    return store(v, addr, buf, len, GUEST);
 }

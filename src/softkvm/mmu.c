@@ -22,6 +22,16 @@
 #include "softkvm/mmu_nx.h"
 #include "softkvm/mmu_walk.h"
 
+/* [first, last] wherever the second stage has it: twice, where a bit of the address chooses the half.
+ * Lock: exclusive. */
+static void zap_frames(struct kvm_vm *vm, gfn_t first, gfn_t last, struct kvm_dead_tables *dead)
+{
+    vm->mmu.ops->zap_locked(vm, first, last, dead);
+    if (unlikely(kvm_vm_has_shared_bit(vm))) {
+        vm->mmu.ops->zap_locked(vm, gfn(first.v | KVM_SHARED_GFN_BIT), gfn(last.v | KVM_SHARED_GFN_BIT), dead);
+    }
+}
+
 /*
  * Remove every leaf that maps a page of [first, first + npages); a huge leaf that reaches out goes
  * whole. When it returns no processor uses one. Lock: takes mmu.lock; flushes outside of it.
@@ -31,7 +41,7 @@ void kvm_mmu_zap_range(struct kvm_vm *vm, gfn_t first, uint64_t npages)
     struct kvm_dead_tables dead = {0};
 
     pthread_rwlock_wrlock(&vm->mmu.lock);
-    vm->mmu.ops->zap_locked(vm, first, gfn(first.v + npages - 1), &dead);
+    zap_frames(vm, first, gfn(first.v + npages - 1), &dead);
     pthread_rwlock_unlock(&vm->mmu.lock);
     kvm_mmu_finish(vm, &dead);
     TRACE(&vm->s->trace, slots_zap, "gfn %llx pages %llx", first.v, npages);
@@ -133,7 +143,7 @@ static void zap_slot_part(void *opaque, struct kvm_memslot *slot)
     gfn_t first, last;
 
     slot_span(slot, w->range, &first, &last);
-    w->vm->mmu.ops->zap_locked(w->vm, first, last, &w->dead);
+    zap_frames(w->vm, first, last, &w->dead);
 }
 
 static void invalidate_start(struct host_notifier *n, const struct host_mmu_range *range)
@@ -181,6 +191,10 @@ static void age_slot_part(void *opaque, struct kvm_memslot *slot)
 
     slot_span(slot, w->range, &first, &last);
     w->young |= w->vm->mmu.ops->age_locked(w->vm, first, last, w->clear);
+    if (unlikely(kvm_vm_has_shared_bit(w->vm))) {
+        w->young |= w->vm->mmu.ops->age_locked(w->vm, gfn(first.v | KVM_SHARED_GFN_BIT),
+                                               gfn(last.v | KVM_SHARED_GFN_BIT), w->clear);
+    }
 }
 
 /* Aging tolerates a processor that still caches the old state: no flush. */

@@ -55,7 +55,7 @@ static enum kvm_fault_result try_once(struct kvm_fault *f, bool *again)
         return KVM_FAULT_RETRY;
     }
     if (new & ~old & KVM_PTE_W) {
-        kvm_slot_mark_dirty(f->v, f->slot, f->gfn);
+        kvm_slot_mark_dirty(f->v, f->slot, f->frame);
     }
     if (kvm_pte_is_tracked(fmt, old)) {
         KVM_COUNT(&f->v->counters.untracked);
@@ -89,7 +89,7 @@ enum kvm_fault_result kvm_fault_fast(struct kvm_fault *f)
 /*
  * Neighbours within an aligned group of eight, where nothing is mapped yet and the host has a page at hand.
  * They come without the accessed bit, so that they do not look used. Not while an invalidation runs: its range
- * is known for the faulting page only. Not in logging slots, where a writable page would count as dirty.
+ * is known for the faulting page only. Not in logging slots, where a writable page would count as dirty, nor where neighbours may be of the other half.
  * host_gup_fast() takes no lock, so it may be called here; what it finds holds, as an invalidation that
  * has not begun must wait for mmu.lock.
  */
@@ -99,7 +99,7 @@ void kvm_fault_prefetch(struct kvm_fault *f, uint64_t *leaf)
     uint64_t first = f->gfn.v & ~(uint64_t)(PREFETCH_PAGES - 1);
 
     if (!mmu->prefetch || !mmu->fmt->accessed || f->level > 1 || kvm_slot_is_logged(f->slot) ||
-        atomic_load_explicit(&mmu->inv_count, memory_order_relaxed)) {
+        f->vm->attrs || atomic_load_explicit(&mmu->inv_count, memory_order_relaxed)) {
         return;
     }
     for (uint64_t at = first; at < first + PREFETCH_PAGES; at++) {
@@ -107,7 +107,7 @@ void kvm_fault_prefetch(struct kvm_fault *f, uint64_t *leaf)
         struct host_page page;
 
         if (at == f->gfn.v || kvm_pte_load(e) || !kvm_slot_has(f->slot, gfn(at)) ||
-            host_gup_fast(f->vm->s->mm, kvm_slot_hva(f->slot, gfn(at)), 0, &page) < 0) {
+            host_gup_fast(f->vm->s->mm, kvm_slot_hva(f->half, gfn(at)), 0, &page) < 0) {
             continue;
         }
         if (kvm_pte_exchange(f->vm, e, 1, 0, kvm_fault_leaf(f, &page, 1, false) & ~mmu->fmt->accessed)) {

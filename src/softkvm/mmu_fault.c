@@ -20,6 +20,8 @@
 #include <sched.h>
 
 #include "host/buddy.h"
+#include "softkvm/attributes.h"
+#include "softkvm/gmem.h"
 #include "softkvm/lpage.h"
 
 /* Tables enough for the longest way down plus a split. */
@@ -125,11 +127,38 @@ static enum kvm_fault_result map_mmio(struct kvm_fault *f, uint64_t gen)
     return KVM_FAULT_EMULATE;
 }
 
+/* The exit tells user space which half was meant. */
+static enum kvm_fault_result private_error(struct kvm_fault *f, int error)
+{
+    f->v->fault_private = f->is_private;
+    f->error = error;
+    return KVM_FAULT_ERROR;
+}
+
+/*
+ * Private memory wants a slot that can be private. Where a bit of the address says which half the guest
+ * means, the page's attribute must say the same, but for devices, which are always shared.
+ */
+static bool is_half_right(struct kvm_fault *f)
+{
+    bool is_private = kvm_page_is_private(f->vm, f->frame);
+
+    f->is_private = kvm_vm_has_shared_bit(f->vm) ? !(f->gfn.v & KVM_SHARED_GFN_BIT) : is_private;
+    if (f->is_private) {
+        return is_private && f->slot && (f->slot->gmem || (f->slot->flags & KVM_SLOT_INVALID));
+    }
+    return !f->slot || !is_private;
+}
+
 static enum kvm_fault_result find_slot(struct kvm_fault *f)
 {
     uint64_t gen = atomic_load(&f->vm->slots.generation);
 
-    f->slot = kvm_slots_find_vcpu(f->v, f->gfn);
+    f->inv_seq = atomic_load(&f->vm->mmu.inv_seq);
+    f->slot = kvm_slots_find_vcpu(f->v, f->frame);
+    if (unlikely(f->vm->attrs) && !is_half_right(f)) {
+        return private_error(f, -EFAULT);
+    }
     if (!f->slot) {
         return map_mmio(f, gen);
     }
@@ -139,19 +168,21 @@ static enum kvm_fault_result find_slot(struct kvm_fault *f)
     if (kvm_fault_is_write(f) && (f->slot->flags & KVM_MEM_READONLY)) {
         return KVM_FAULT_WRITE_RO;
     }
-    f->hva = kvm_slot_hva(f->slot, f->gfn);
+    f->half = kvm_slot_half(f->vm, f->slot, f->gfn);
+    if (unlikely(f->half != f->slot) && !kvm_gmem_is_open(f->slot->gmem)) {
+        return private_error(f, -EFAULT);
+    }
+    f->hva = kvm_slot_hva(f->half, f->frame);
     TRACE(&f->vm->s->trace, access_slot, "gfn %llx slot %llu hva %llx", f->gfn.v, f->slot->id,
           f->hva.v);
     return KVM_FAULT_FIXED;
 }
 
-/* Resolve the host page. inv_seq is read first: what moves after it is seen by is_stale(). */
+/* Resolve the host page. inv_seq was read first: what has moved since is seen by is_stale(). */
 static enum kvm_fault_result find_page(struct kvm_fault *f)
 {
-    int r;
+    int r = host_gup(f->vm->s->mm, f->hva, kvm_fault_is_write(f) ? HOST_FAULT_WRITE : 0, &f->page);
 
-    f->inv_seq = atomic_load(&f->vm->mmu.inv_seq);
-    r = host_gup(f->vm->s->mm, f->hva, kvm_fault_is_write(f) ? HOST_FAULT_WRITE : 0, &f->page);
     if (r == -EFAULT && host_follow_pfn(f->vm->s->mm, f->hva, kvm_fault_is_write(f) ? HOST_FAULT_WRITE : 0,
                                         &f->page) == 0) {
         r = 0; /* device memory: a frame that is named but not counted */
@@ -178,6 +209,16 @@ static bool is_stale(const struct kvm_fault *f)
     return atomic_load_explicit(&mmu->inv_seq, memory_order_relaxed) != f->inv_seq;
 }
 
+/* Lock: mmu.lock. */
+static bool level_fits(const struct kvm_fault *f, unsigned level)
+{
+    uint64_t pages = pt_leaf_size(level) >> PAGE_SHIFT;
+
+    return kvm_lpage_allowed(f->half, f->frame, level) &&
+           !((f->frame.v ^ f->page.pfn.v) & (pages - 1)) &&
+           kvm_pages_are_alike(f->vm, gfn(f->frame.v & ~(pages - 1)), pages);
+}
+
 /*
  * The largest page that all rules allow: the host's own, the slot's (edges, congruence, watched guest tables,
  * attributes), no dirty logging, frames congruent. Code under the NX mitigation gets small ones.
@@ -189,8 +230,7 @@ static void choose_level(struct kvm_fault *f)
     if (level > f->vm->mmu.max_level) {
         level = f->vm->mmu.max_level;
     }
-    while (level > 1 && (!kvm_lpage_allowed(f->slot, f->gfn, level) ||
-                         ((f->gfn.v ^ f->page.pfn.v) & ((pt_leaf_size(level) >> PAGE_SHIFT) - 1)))) {
+    while (level > 1 && !level_fits(f, level)) {
         level--;
     }
     f->goal = level;
@@ -245,7 +285,7 @@ static enum kvm_fault_result map_leaf(struct kvm_fault *f)
         return KVM_FAULT_RETRY;
     }
     if ((new & KVM_PTE_W) && (new & f->vm->mmu.fmt->dirty) == f->vm->mmu.fmt->dirty) {
-        kvm_slot_mark_dirty(f->v, f->slot, f->gfn);
+        kvm_slot_mark_dirty(f->v, f->slot, f->frame);
     }
     kvm_fault_prefetch(f, e);
     KVM_COUNT(&f->v->counters.mapped[f->level]);
@@ -316,9 +356,13 @@ enum kvm_fault_result kvm_mmu_fault(struct kvm_vcpu *v, gpa_t addr, uint32_t qua
         .v = v,
         .vm = v->vm,
         .gfn = gpa_to_gfn(addr),
+        .frame = kvm_slot_frame(v->vm, gpa_to_gfn(addr)),
         .access = qualification & (EPT_VIOL_READ | EPT_VIOL_WRITE | EPT_VIOL_FETCH),
     };
-    enum kvm_fault_result r = serve(&f);
+    enum kvm_fault_result r;
+
+    v->fault_private = false;
+    r = serve(&f);
 
     *error = f.error;
     count_result(v, r);

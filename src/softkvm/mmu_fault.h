@@ -9,10 +9,13 @@ struct kvm_fault {
     /* constant inputs */
     struct kvm_vcpu *v;
     struct kvm_vm *vm;
-    gfn_t gfn;
+    gfn_t gfn;       /* in the second stage, the bit for shared memory included */
+    gfn_t frame;     /* in slots */
     uint32_t access; /* EPT_VIOL_READ | WRITE | FETCH */
     /* derived */
     struct kvm_memslot *slot;
+    const struct kvm_memslot *half; /* the slot, or its private half */
+    bool is_private;                /* the half that the guest means */
     hva_t hva;
     uint64_t inv_seq;
     struct host_page page;

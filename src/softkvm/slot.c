@@ -194,6 +194,9 @@ void kvm_slots_replace(struct kvm_slot_set *set, struct kvm_memslot *old, struct
         gfn_erase(&set->gfn_root, &old->node[set->index]);
         set->hva_root = hva_erase(set->hva_root, &old->node[set->index]);
         id_erase(set, &old->node[set->index]);
+        if (old->priv) {
+            set->hva_root = hva_erase(set->hva_root, &old->priv->node[set->index]);
+        }
     }
     if (new) {
         struct kvm_slot_node *n = &new->node[set->index];
@@ -202,6 +205,10 @@ void kvm_slots_replace(struct kvm_slot_set *set, struct kvm_memslot *old, struct
         gfn_insert(&set->gfn_root, n);
         set->hva_root = hva_insert(set->hva_root, n);
         id_insert(set, n);
+        if (new->priv) {
+            new->priv->node[set->index].slot = new->priv;
+            set->hva_root = hva_insert(set->hva_root, &new->priv->node[set->index]);
+        }
     }
 }
 

@@ -18,6 +18,7 @@
 
 #include "base/addr.h"
 #include "base/compiler.h"
+#include "softkvm/kvm_abi.h"
 
 struct kvm_vm;
 struct kvm_vcpu;
@@ -51,6 +52,11 @@ struct kvm_memslot {
                                * serves KVM_GET_DIRTY_LOG's copy; null when not logging */
     size_t dirty_words;
     struct kvm_lpage *lpage;  /* reasons against huge leaves: lpage.h; never null in a slot of a set */
+    /* The private half, when there is one: gmem.h */
+    struct kvm_memslot *priv; /* same frames, at the address of their private contents; in hva trees only */
+    struct kvm_gmem *gmem;
+    uint64_t gmem_offset;
+    struct kvm_memslot *gmem_next; /* under slots_lock */
     struct kvm_slot_node node[2];
 };
 
@@ -74,8 +80,9 @@ struct kvm_slot_space {
 void kvm_slots_init(struct kvm_vm *vm);
 void kvm_slots_fini(struct kvm_vm *vm);
 
-/* KVM_SET_USER_MEMORY_REGION with its checks in KVM's order. Takes slots_lock. 0 or -errno. */
-int kvm_slots_set_region(struct kvm_vm *vm, const struct kvm_userspace_memory_region *mem);
+/* KVM_SET_USER_MEMORY_REGION2, and the older one, with their checks in KVM's order. Takes slots_lock.
+ * 0 or -errno. */
+int kvm_slots_set_region(struct kvm_vm *vm, const struct kvm_userspace_memory_region2 *mem);
 
 /* The slot of gfn, or null; in a set the caller may read. */
 struct kvm_memslot *kvm_slots_find(const struct kvm_slot_set *set, gfn_t f);
@@ -83,7 +90,8 @@ struct kvm_memslot *kvm_slots_find(const struct kvm_slot_set *set, gfn_t f);
 struct kvm_memslot *kvm_slots_find_vcpu(struct kvm_vcpu *v, gfn_t f);
 struct kvm_memslot *kvm_slots_find_id(const struct kvm_slot_set *set, unsigned as_id, unsigned id);
 
-/* Call fn for every slot that maps a byte of [start, end), in no order. */
+/* Call fn for every slot that maps a byte of [start, end), in no order; for its private half, fn gets
+ * slot->priv. */
 typedef void kvm_slot_fn(void *opaque, struct kvm_memslot *slot);
 void kvm_slots_for_hva(const struct kvm_slot_set *set, hva_t start, hva_t end, kvm_slot_fn *fn,
                        void *opaque);

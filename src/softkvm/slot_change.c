@@ -1,5 +1,5 @@
 /*
- * KVM_SET_USER_MEMORY_REGION: the checks in KVM's order, then one of four verbs (create, delete, move,
+ * KVM_SET_USER_MEMORY_REGION2: the checks in KVM's order, then one of four verbs (create, delete, move,
  * flags) over the primitives of slot.c.
  *
  *   delete, move:  [old] -> publish a copy flagged invalid -> zap -> publish none / the new -> free
@@ -14,6 +14,7 @@
 
 #include "cpu/state.h"
 #include "softkvm/lpage.h"
+#include "softkvm/gmem.h"
 #include "softkvm/slot_impl.h"
 #include "softkvm/vcpu.h"
 #include "softkvm/vm.h"
@@ -21,6 +22,11 @@
 /* Highest address that a program's memory can have, exclusive, and the guest's physical width. */
 #define USER_LIMIT    UINT64_C(0x7ffffffff000)
 #define MAX_GUEST_GFN ((UINT64_C(1) << (KVM_GUEST_PHYS_BITS - PAGE_SHIFT)) - 1)
+
+static uint64_t max_gfn(const struct kvm_vm *vm)
+{
+    return kvm_vm_has_shared_bit(vm) ? KVM_SHARED_GFN_BIT - 1 : MAX_GUEST_GFN;
+}
 
 static uint32_t mix(uint32_t id)
 {
@@ -31,6 +37,7 @@ static uint32_t mix(uint32_t id)
 
 void kvm_slot_free(struct kvm_memslot *slot)
 {
+    kvm_gmem_unbind(slot);
     free((void *)slot->dirty);
     free(slot->lpage);
     free(slot);
@@ -52,14 +59,23 @@ void kvm_slot_mark_dirty(struct kvm_vcpu *v, struct kvm_memslot *slot, gfn_t f)
 
 /* ---- checks ---- */
 
-static int check_arguments(const struct kvm_userspace_memory_region *m)
+/* The flags that may be together on this VM. */
+static uint32_t allowed_flags(const struct kvm_vm *vm, uint32_t flags)
+{
+    if (flags & KVM_MEM_GUEST_MEMFD) {
+        return KVM_MEM_GUEST_MEMFD; /* private memory is neither logged nor read-only */
+    }
+    return KVM_MEM_READONLY | (kvm_vm_has_shared_bit(vm) ? 0 : KVM_MEM_LOG_DIRTY_PAGES);
+}
+
+static int check_arguments(const struct kvm_vm *vm, const struct kvm_userspace_memory_region2 *m)
 {
     uint64_t end;
 
     if ((m->slot & 0xffff) >= KVM_SLOT_IDS - KVM_SLOT_INTERNAL) {
         return -EINVAL;
     }
-    if (m->flags & ~(uint32_t)(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY)) {
+    if (m->flags & ~allowed_flags(vm, m->flags)) {
         return -EINVAL;
     }
     if (page_offset(m->memory_size) || page_offset(m->guest_phys_addr)) {
@@ -67,6 +83,11 @@ static int check_arguments(const struct kvm_userspace_memory_region *m)
     }
     if (page_offset(m->userspace_addr) ||
         __builtin_add_overflow(m->userspace_addr, m->memory_size, &end) || end > USER_LIMIT) {
+        return -EINVAL;
+    }
+    if ((m->flags & KVM_MEM_GUEST_MEMFD) &&
+        (page_offset(m->guest_memfd_offset) ||
+         __builtin_add_overflow(m->guest_memfd_offset, m->memory_size, &end))) {
         return -EINVAL;
     }
     if (m->slot >> 16 >= KVM_AS_COUNT) {
@@ -136,7 +157,7 @@ static int make_bitmap(struct kvm_vm *vm, struct kvm_memslot *new, const struct 
     return 0;
 }
 
-static struct kvm_memslot *make_slot(struct kvm_vm *vm, const struct kvm_userspace_memory_region *m,
+static struct kvm_memslot *make_slot(struct kvm_vm *vm, const struct kvm_userspace_memory_region2 *m,
                                      const struct kvm_memslot *old)
 {
     struct kvm_memslot *slot = kvm_alloc(vm->s, sizeof(*slot));
@@ -186,6 +207,7 @@ static int replace_by_way_of_invalid(struct kvm_vm *vm, struct kvm_memslot *old,
     publish(vm, invalid, new);
     invalid->dirty = NULL;
     invalid->lpage = NULL;
+    invalid->gmem = NULL;
     kvm_slot_free(invalid);
     return 0;
 }
@@ -202,12 +224,20 @@ static int slot_delete(struct kvm_vm *vm, struct kvm_memslot *old)
     return r;
 }
 
-static int slot_create(struct kvm_vm *vm, const struct kvm_userspace_memory_region *m)
+static int slot_create(struct kvm_vm *vm, const struct kvm_userspace_memory_region2 *m)
 {
     struct kvm_memslot *new = make_slot(vm, m, NULL);
 
+    int r = new && (m->flags & KVM_MEM_GUEST_MEMFD)
+                ? kvm_gmem_bind(vm, new, (int)m->guest_memfd, m->guest_memfd_offset)
+                : 0;
+
     if (!new) {
         return -ENOMEM;
+    }
+    if (r < 0) {
+        kvm_slot_free(new);
+        return r;
     }
     vm->slots.total_pages += new->npages;
     vm->slots.count++;
@@ -217,7 +247,7 @@ static int slot_create(struct kvm_vm *vm, const struct kvm_userspace_memory_regi
 }
 
 static int slot_move(struct kvm_vm *vm, struct kvm_memslot *old,
-                     const struct kvm_userspace_memory_region *m)
+                     const struct kvm_userspace_memory_region2 *m)
 {
     struct kvm_memslot *new = make_slot(vm, m, old);
     int r;
@@ -235,7 +265,7 @@ static int slot_move(struct kvm_vm *vm, struct kvm_memslot *old,
 }
 
 static int slot_set_flags(struct kvm_vm *vm, struct kvm_memslot *old,
-                          const struct kvm_userspace_memory_region *m)
+                          const struct kvm_userspace_memory_region2 *m)
 {
     struct kvm_memslot *new = make_slot(vm, m, old);
     bool was = old->flags & KVM_MEM_LOG_DIRTY_PAGES, is = m->flags & KVM_MEM_LOG_DIRTY_PAGES;
@@ -254,7 +284,7 @@ static int slot_set_flags(struct kvm_vm *vm, struct kvm_memslot *old,
 }
 
 /* State checks and the choice of the verb. Lock: slots_lock. */
-static int set_region_locked(struct kvm_vm *vm, const struct kvm_userspace_memory_region *m)
+static int set_region_locked(struct kvm_vm *vm, const struct kvm_userspace_memory_region2 *m)
 {
     struct kvm_slot_set *set = kvm_slots_active(&vm->slots);
     struct kvm_memslot *old = kvm_slots_find_id(set, m->slot >> 16, m->slot & 0xffff);
@@ -268,8 +298,10 @@ static int set_region_locked(struct kvm_vm *vm, const struct kvm_userspace_memor
         if (__builtin_add_overflow(vm->slots.total_pages, npages, &total)) {
             return -EINVAL;
         }
+    } else if (m->flags & KVM_MEM_GUEST_MEMFD) {
+        return -EINVAL; /* as it was bound, so it stays */
     } else if (m->userspace_addr != old->hva || npages != old->npages ||
-               ((m->flags ^ old->flags) & KVM_MEM_READONLY)) {
+               ((m->flags ^ old->flags) & (KVM_MEM_READONLY | KVM_MEM_GUEST_MEMFD))) {
         return -EINVAL;
     } else if (first == old->base_gfn) {
         return m->flags == old->flags ? 0 : slot_set_flags(vm, old, m);
@@ -277,7 +309,7 @@ static int set_region_locked(struct kvm_vm *vm, const struct kvm_userspace_memor
     if (overlaps(set, m->slot & 0xffff, first, npages)) {
         return -EEXIST;
     }
-    if (first + npages - 1 > MAX_GUEST_GFN) {
+    if (first + npages - 1 > max_gfn(vm)) {
         return -EINVAL;
     }
     return old ? slot_move(vm, old, m) : slot_create(vm, m);
@@ -289,9 +321,9 @@ static int set_region_locked(struct kvm_vm *vm, const struct kvm_userspace_memor
  * Lock: takes slots_lock; not from a read section. Source: KVM's __kvm_set_memory_region(), with only
  * the slot's own range zapped.
  */
-int kvm_slots_set_region(struct kvm_vm *vm, const struct kvm_userspace_memory_region *m)
+int kvm_slots_set_region(struct kvm_vm *vm, const struct kvm_userspace_memory_region2 *m)
 {
-    int r = check_arguments(m);
+    int r = check_arguments(vm, m);
 
     if (r < 0) {
         return r;

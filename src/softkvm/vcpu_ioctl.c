@@ -10,6 +10,7 @@
 #include "softkvm/cpuid.h"
 #include "softkvm/inspect_impl.h"
 #include "softkvm/msr.h"
+#include "softkvm/prefault.h"
 #include "softkvm/sigmask.h"
 #include "softkvm/state.h"
 #include "softkvm/stats.h"
@@ -327,6 +328,8 @@ static int other_ioctl(struct kvm_vcpu *v, unsigned long request, void *arg)
         return set_tsc_khz(v, (uintptr_t)arg);
     case KVM_GET_TSC_KHZ:
         return (int)v->tsc_khz;
+    case KVM_PRE_FAULT_MEMORY:
+        return kvm_prefault(v, arg);
     case KVM_X86_SETUP_MCE:
         return setup_mce(v, arg);
     case KVM_ENABLE_CAP:

@@ -10,6 +10,7 @@
 #include <x86intrin.h>
 
 #include "cpu/run.h"
+#include "softkvm/attributes.h"
 #include "softkvm/msr_filter.h"
 #include "softkvm/vcpu.h"
 
@@ -39,6 +40,7 @@ static void vm_free(struct kvm_vm *vm)
     kvm_mmu_fini(vm);
     kvm_slots_fini(vm);
     kvm_timers_free(vm->signal_timers);
+    kvm_attributes_fini(vm);
     kvm_msr_filter_free(atomic_load(&vm->msr_filter));
     cpu_peers_free(vm->peers);
     pthread_mutex_destroy(&vm->lock);
@@ -47,12 +49,20 @@ static void vm_free(struct kvm_vm *vm)
     free(vm);
 }
 
+/* Bits by type. Private memory is for two-stage paging: shadow tables would have to follow attributes. */
+uint32_t kvm_vm_types(const struct softkvm *s)
+{
+    uint32_t private_types = 1u << KVM_X86_SW_PROTECTED_VM | 1u << SOFTKVM_X86_CONFIDENTIAL_VM;
+
+    return 1u << KVM_X86_DEFAULT_VM | (s->options.mmu == SOFTKVM_MMU_SHADOW ? 0 : private_types);
+}
+
 int kvm_vm_new(struct softkvm *s, unsigned long type, struct kvm_vm **out)
 {
     struct kvm_vm *vm;
     int r;
 
-    if (type != 0) {
+    if (type > 31 || !(kvm_vm_types(s) >> type & 1)) {
         return -EINVAL;
     }
     vm = kvm_alloc(s, sizeof(*vm));
@@ -60,6 +70,7 @@ int kvm_vm_new(struct softkvm *s, unsigned long type, struct kvm_vm **out)
         return -ENOMEM;
     }
     vm->s = s;
+    vm->type = type;
     vm->number = atomic_fetch_add(&s->next_vm, 1);
     vm->irq = &kvm_irq_chips;
     vm->tsc_khz = s->tsc_khz;
@@ -69,7 +80,8 @@ int kvm_vm_new(struct softkvm *s, unsigned long type, struct kvm_vm **out)
     init_locks(vm);
     kvm_slots_init(vm);
     vm->peers = cpu_peers_new();
-    r = vm->peers ? kvm_mmu_init(vm) : -ENOMEM;
+    r = vm->peers ? kvm_attributes_init(vm) : -ENOMEM;
+    r = r < 0 ? r : kvm_mmu_init(vm);
     if (r < 0) {
         /* Nothing of the chips' exists yet. */
         vm->irq = &kvm_irq_none;

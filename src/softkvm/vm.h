@@ -23,14 +23,20 @@
 #include "cpu/state.h"
 #include "softkvm/engine.h"
 #include "softkvm/irq.h"
+#include "softkvm/kvm_abi.h"
 #include "softkvm/mmu.h"
 #include "softkvm/slot.h"
+#include "softkvm/vm_types.h"
 
 struct cpu_peers;
+struct kvm_attributes;
 struct kvm_msr_policy;
 struct kvm_vcpu;
 
 #define KVM_VM_MAX_VCPUS 1024
+
+/* KVM_CAP_VM_TYPES */
+uint32_t kvm_vm_types(const struct softkvm *s);
 
 struct kvm_vm_counters {
     _Atomic uint64_t remote_flushes, remote_flush_requests;
@@ -42,6 +48,8 @@ struct kvm_vm {
     /* constant after creation */
     struct softkvm *s;
     unsigned number;         /* in the instance, for the log */
+    unsigned long type;      /* KVM_X86_*_VM, or one of softkvm/vm_types.h */
+    struct kvm_attributes *attrs; /* null: the type has no private memory */
     struct cpu_peers *peers;
     const struct kvm_irq_ops *irq; /* never null; kvm_irq_none when there are no chips at all */
     _Atomic uint32_t refs;   /* descriptors, vCPUs that are still referenced */
@@ -59,6 +67,7 @@ struct kvm_vm {
     uint64_t disabled_quirks, disabled_exits;
     uint32_t tsc_khz;                /* default of new vCPUs */
     int64_t tsc_offset;              /* so that a VM's counter starts at 0 at its creation */
+    uint64_t exit_hypercalls;        /* KVM_CAP_EXIT_HYPERCALL: bits by KVM_HC_* */
     uint32_t user_msr_mask;          /* KVM_CAP_X86_USER_SPACE_MSR */
     _Atomic(struct kvm_msr_policy *) msr_filter; /* by exchange, read in read sections; null: all allowed */
     bool exception_payload, triple_fault_event;
@@ -95,6 +104,20 @@ int kvm_vm_ioctl(struct kvm_vm *vm, unsigned long request, void *arg);
 /* vCPU by id (APIC id as created), or null. Any thread, no lock; lives as long as the VM. */
 struct kvm_vcpu *kvm_vm_find_vcpu(struct kvm_vm *vm, uint32_t id);
 
+/* Does a bit of the guest-physical address choose between the private and the shared half? */
+static inline bool kvm_vm_has_shared_bit(const struct kvm_vm *vm)
+{
+    return vm->type == SOFTKVM_X86_CONFIDENTIAL_VM;
+}
+
+#define KVM_SHARED_GFN_BIT (UINT64_C(1) << (SOFTKVM_SHARED_BIT - PAGE_SHIFT))
+
+/* The frame, as slots number it, behind one of the second stage. */
+static inline gfn_t kvm_slot_frame(const struct kvm_vm *vm, gfn_t f)
+{
+    return likely(!kvm_vm_has_shared_bit(vm)) ? f : gfn(f.v & ~KVM_SHARED_GFN_BIT);
+}
+
 static inline uint32_t kvm_vm_nr_vcpus(struct kvm_vm *vm)
 {
     return atomic_load_explicit(&vm->nr_vcpus, memory_order_acquire);
@@ -121,9 +144,11 @@ void kvm_vm_bug(struct kvm_vm *vm, const char *what);
 void kvm_vm_request_all(struct kvm_vm *vm, uint32_t bits);
 
 /* Copy to or from guest memory by guest-physical address, across slots. Writes honour read-only slots
- * and mark the dirty log. Caller: a vCPU in its read section, or a thread with slots_lock.
+ * and mark the dirty log. Private pages are refused: they are not the hypervisor's to see. Caller: a vCPU in its read section, or a thread with slots_lock.
  * 0, or -EFAULT (some of it may be copied then). v: whose thread it is. */
 int kvm_guest_read(struct kvm_vm *vm, gpa_t addr, void *buf, size_t len) must_check;
+/* The same for what the guest itself has stored: private pages too. */
+int kvm_guest_store(struct kvm_vcpu *v, gpa_t addr, const void *buf, size_t len) must_check;
 int kvm_guest_write(struct kvm_vcpu *v, gpa_t addr, const void *buf, size_t len) must_check;
 
 /* host_fault.c: a slot's memory is guest RAM. Lock: slots_lock. */

@@ -4,8 +4,10 @@
 #include <errno.h>
 #include <string.h>
 
+#include "softkvm/attributes.h"
 #include "softkvm/cap.h"
 #include "softkvm/dirty.h"
+#include "softkvm/gmem.h"
 #include "softkvm/inspect_impl.h"
 #include "softkvm/msr_filter.h"
 #include "softkvm/ring.h"
@@ -14,9 +16,22 @@
 #include "softkvm/vcpu.h"
 #include "softkvm/vm.h"
 
+/* The older call's structure is the newer one's beginning; it knows two flags. */
 static int set_user_memory_region(struct kvm_vm *vm, const void *arg)
 {
-    struct kvm_userspace_memory_region m;
+    struct kvm_userspace_memory_region2 m = {0};
+    int r = kvm_user_read(&m, arg, sizeof(struct kvm_userspace_memory_region));
+
+    if (r < 0) {
+        return r;
+    }
+    return m.flags & ~(uint32_t)(KVM_MEM_LOG_DIRTY_PAGES | KVM_MEM_READONLY) ? -EINVAL
+                                                                             : kvm_slots_set_region(vm, &m);
+}
+
+static int set_user_memory_region2(struct kvm_vm *vm, const void *arg)
+{
+    struct kvm_userspace_memory_region2 m;
     int r = kvm_user_read(&m, arg, sizeof(m));
 
     return r < 0 ? r : kvm_slots_set_region(vm, &m);
@@ -137,6 +152,14 @@ int kvm_vm_ioctl(struct kvm_vm *vm, unsigned long request, void *arg)
         return create_device(arg);
     case KVM_SET_USER_MEMORY_REGION:
         return set_user_memory_region(vm, arg);
+    case KVM_SET_USER_MEMORY_REGION2:
+        return set_user_memory_region2(vm, arg);
+    case KVM_CREATE_GUEST_MEMFD:
+        return kvm_gmem_create(vm, arg);
+    case KVM_SET_MEMORY_ATTRIBUTES:
+        return kvm_attributes_set(vm, arg);
+    case SOFTKVM_POPULATE_PRIVATE:
+        return kvm_gmem_populate(vm, arg);
     case KVM_GET_DIRTY_LOG:
         return get_dirty_log(vm, arg);
     case KVM_CLEAR_DIRTY_LOG:

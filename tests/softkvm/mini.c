@@ -50,6 +50,29 @@ int mini_slot(struct mini *m, uint32_t id, uint32_t flags, uint64_t gpa, uint64_
     return mini_vm_ioctl(m, KVM_SET_USER_MEMORY_REGION, &r);
 }
 
+int mini_slot2(struct mini *m, uint32_t id, uint64_t gpa, uint64_t size, void *at, int fd, uint64_t offset)
+{
+    struct kvm_userspace_memory_region2 r = {.slot = id, .flags = KVM_MEM_GUEST_MEMFD, .guest_phys_addr = gpa,
+                                             .memory_size = size, .userspace_addr = (uintptr_t)at,
+                                             .guest_memfd = (uint32_t)fd, .guest_memfd_offset = offset};
+
+    return mini_vm_ioctl(m, KVM_SET_USER_MEMORY_REGION2, &r);
+}
+
+int mini_private(struct mini *m, uint64_t gpa, uint64_t size, int on)
+{
+    struct kvm_memory_attributes a = {gpa, size, on ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0, 0};
+
+    return mini_vm_ioctl(m, KVM_SET_MEMORY_ATTRIBUTES, &a);
+}
+
+int mini_gmem(struct mini *m, uint64_t size, uint64_t flags)
+{
+    struct kvm_create_guest_memfd g = {.size = size, .flags = flags};
+
+    return mini_vm_ioctl(m, KVM_CREATE_GUEST_MEMFD, &g);
+}
+
 struct mini *mini_vm(unsigned long type)
 {
     struct mini *m = calloc(1, sizeof(*m));
@@ -93,6 +116,29 @@ void mini_vcpus(struct mini *m, unsigned n)
         flat(m, i);
     }
     m->cpus = n;
+}
+
+void mini_long(struct mini *m, unsigned i, uint64_t high)
+{
+    uint64_t *t = (uint64_t *)(void *)(m->low + MINI_TABLES);
+    struct kvm_sregs s;
+
+    memset(t, 0, 4 * 4096);
+    t[0] = (MINI_TABLES + 4096) | 7;
+    for (uint64_t g = 0; g < 2; g++) {
+        t[512 + g] = (MINI_TABLES + 8192 + g * 4096) | 7;
+        for (uint64_t k = 0; k < 512; k++) {
+            t[1024 + g * 512 + k] = k << 21 | 0x87 | (g ? high : 0);
+        }
+    }
+    assert_int_equal(mini_cpu_ioctl(m, i, KVM_GET_SREGS, &s), 0);
+    s.cs.db = 0;
+    s.cs.l = 1;
+    s.cr3 = MINI_TABLES;
+    s.cr4 |= 1u << 5;
+    s.cr0 |= 1u << 31 | 1;
+    s.efer |= 0x500;
+    assert_int_equal(mini_cpu_ioctl(m, i, KVM_SET_SREGS, &s), 0);
 }
 
 void mini_start(struct mini *m, unsigned i, const void *code, size_t bytes, const struct kvm_regs *r)

@@ -61,6 +61,16 @@ void kvm_mmu_zap_mmio(struct kvm_vm *vm)
 {
 }
 
+/* No private memory here: gmem_test.c has it. */
+int kvm_gmem_bind(struct kvm_vm *vm, struct kvm_memslot *slot, int fd, uint64_t offset)
+{
+    return -EBADF;
+}
+
+void kvm_gmem_unbind(struct kvm_memslot *slot)
+{
+}
+
 /* No rings here: ring_test.c has them. */
 bool kvm_ring_push(struct kvm_vcpu *v, const struct kvm_memslot *slot, uint64_t offset)
 {
@@ -95,7 +105,7 @@ struct plain_slot {
 
 static struct plain_slot plain[IDS];
 
-static int oracle(const struct kvm_userspace_memory_region *m)
+static int oracle(const struct kvm_userspace_memory_region2 *m)
 {
     struct plain_slot *old = &plain[m->slot];
 
@@ -206,9 +216,9 @@ static void free_vm(struct kvm_vm *vm)
     free(vm);
 }
 
-static struct kvm_userspace_memory_region random_request(void)
+static struct kvm_userspace_memory_region2 random_request(void)
 {
-    struct kvm_userspace_memory_region m = {.slot = (uint32_t)(rand() % IDS)};
+    struct kvm_userspace_memory_region2 m = {.slot = (uint32_t)(rand() % IDS)};
     const struct plain_slot *old = &plain[m.slot];
 
     m.guest_phys_addr = (uint64_t)(rand() % (FRAMES - 64)) * 4096;
@@ -224,7 +234,7 @@ static struct kvm_userspace_memory_region random_request(void)
     }
     switch (rand() % 40) {
     case 0:
-        m.flags |= 4;
+        m.flags |= 8;
         break;
     case 1:
         m.guest_phys_addr |= 8;
@@ -248,7 +258,7 @@ static void random_storm(void **state)
 
     srand(7);
     for (int i = 0; i < 6000; i++) {
-        struct kvm_userspace_memory_region m = random_request();
+        struct kvm_userspace_memory_region2 m = random_request();
         struct plain_slot before = plain[m.slot];
         unsigned zapped = zaps;
         int want = oracle(&m);
@@ -282,7 +292,7 @@ static void random_storm(void **state)
 static void error_order(void **state)
 {
     static const struct {
-        struct kvm_userspace_memory_region m;
+        struct kvm_userspace_memory_region2 m;
         int want;
     } rows[] = {
         {{32764, 0, 0, 4096, 0x10000}, -EINVAL},
@@ -326,7 +336,7 @@ static void error_order(void **state)
 /* Every allocation of every verb fails once: the answer is ENOMEM and nothing has changed. */
 static void failing_allocations(void **state)
 {
-    const struct kvm_userspace_memory_region steps[] = {
+    const struct kvm_userspace_memory_region2 steps[] = {
         {3, 0, 0x10000, 0x8000, 0x100000},
         {3, KVM_MEM_LOG_DIRTY_PAGES, 0x10000, 0x8000, 0x100000},
         {3, KVM_MEM_LOG_DIRTY_PAGES, 0x40000, 0x8000, 0x100000},
@@ -364,7 +374,7 @@ static void failing_allocations(void **state)
 static void bitmap_life(void **state)
 {
     struct kvm_vm *vm = new_vm();
-    struct kvm_userspace_memory_region m = {5, KVM_MEM_LOG_DIRTY_PAGES, 0x10000, 70 * 4096, 0x100000};
+    struct kvm_userspace_memory_region2 m = {5, KVM_MEM_LOG_DIRTY_PAGES, 0x10000, 70 * 4096, 0x100000};
     struct kvm_vcpu v = {.vm = vm};
     struct kvm_memslot *s;
 
@@ -377,7 +387,7 @@ static void bitmap_life(void **state)
     assert_int_equal(s->dirty[0], 0);
     assert_int_equal(s->dirty[1], 1u << 5);
     vm->manual_dirty = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
-    m = (struct kvm_userspace_memory_region){6, KVM_MEM_LOG_DIRTY_PAGES, 0x400000, 70 * 4096, 0x100000};
+    m = (struct kvm_userspace_memory_region2){6, KVM_MEM_LOG_DIRTY_PAGES, 0x400000, 70 * 4096, 0x100000};
     assert_int_equal(kvm_slots_set_region(vm, &m), 0);
     s = kvm_slots_find_id(kvm_slots_active(&vm->slots), 0, 6);
     assert_true(s->dirty[0] == UINT64_MAX);
