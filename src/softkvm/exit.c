@@ -38,7 +38,7 @@ static int leave(struct kvm_vcpu *v, uint32_t reason)
  * The instruction that the processor left to us is done. KVM_GO_ON; KVM_LEAVE when user space steps through the guest.
  * Source: KVM's kvm_skip_emulated_instruction() and kvm_vcpu_do_singlestep().
  */
-static int skip_insn(struct kvm_vcpu *v)
+int kvm_exit_skip_insn(struct kvm_vcpu *v)
 {
     struct kvm_debug_exit_arch *d = &v->run->debug.arch;
 
@@ -298,7 +298,7 @@ static int handle_cpuid(struct kvm_vcpu *v)
     r[CPU_RBX] = out[1];
     r[CPU_RCX] = out[2];
     r[CPU_RDX] = out[3];
-    return skip_insn(v);
+    return kvm_exit_skip_insn(v);
 }
 
 /* Give an MSR access that failed to user space if it asked for that. */
@@ -326,7 +326,7 @@ static int finish_rdmsr(struct kvm_vcpu *v, uint64_t value)
 {
     v->cpu->regs[CPU_RAX] = (uint32_t)value;
     v->cpu->regs[CPU_RDX] = value >> 32;
-    return skip_insn(v);
+    return kvm_exit_skip_insn(v);
 }
 
 static int handle_rdmsr(struct kvm_vcpu *v)
@@ -355,59 +355,7 @@ static int handle_wrmsr(struct kvm_vcpu *v)
         TRACE(&v->vm->s->trace, exit_msr, "write %llx of %llx failed", e->msr.index, e->msr.value);
         return msr_to_user(v, r);
     }
-    return skip_insn(v);
-}
-
-/* KVM_HC_* numbers and answers that guests know from <linux/kvm_para.h>. */
-#define HC_VAPIC_POLL_IRQ 1
-#define HC_MAP_GPA_RANGE  12
-#define HC_ENOSYS         UINT64_C(1000)
-#define HC_EPERM          UINT64_C(1)
-#define HC_EINVAL         UINT64_C(22)
-
-/* A range of pages is to become private or shared: user space's decision. 0, or -EINVAL. */
-static int map_gpa_range(struct kvm_vcpu *v, const uint64_t args[5])
-{
-    uint64_t first = args[1] >> PAGE_SHIFT;
-
-    if (page_offset(args[1]) || !args[2] || first + args[2] <= first) {
-        return -EINVAL;
-    }
-    memset(&v->run->hypercall, 0, sizeof(v->run->hypercall));
-    v->run->hypercall.nr = HC_MAP_GPA_RANGE;
-    v->run->hypercall.args[0] = args[1];
-    v->run->hypercall.args[1] = args[2];
-    v->run->hypercall.args[2] = args[3];
-    v->run->hypercall.longmode = (v->cpu->mode & CPU_MODE_64) != 0;
-    v->pending.kind = KVM_PENDING_HYPERCALL;
-    return 0;
-}
-
-static int handle_hypercall(struct kvm_vcpu *v)
-{
-    uint64_t *r = v->cpu->regs;
-    bool is_long = v->cpu->mode & CPU_MODE_64;
-    uint64_t mask = is_long ? UINT64_MAX : UINT32_MAX;
-    uint64_t args[5] = {r[CPU_RAX] & mask, r[CPU_RBX] & mask, r[CPU_RCX] & mask, r[CPU_RDX] & mask,
-                        r[CPU_RSI] & mask};
-    uint64_t ret = -HC_ENOSYS;
-
-    KVM_COUNT(&v->counters.hypercalls);
-    if (v->cpu->cpl != 0) {
-        ret = -HC_EPERM;
-    } else if (args[0] == HC_VAPIC_POLL_IRQ) {
-        kvm_vcpu_request(v, KVM_REQUEST_EVENT);
-        ret = 0;
-    } else if (args[0] == HC_MAP_GPA_RANGE && (v->vm->exit_hypercalls >> HC_MAP_GPA_RANGE & 1)) {
-        if (!map_gpa_range(v, args)) {
-            return leave(v, KVM_EXIT_HYPERCALL);
-        }
-        ret = -HC_EINVAL;
-    } else if (!v->vm->irq->hypercall(v, args, &ret)) {
-        ret = -HC_ENOSYS;
-    }
-    r[CPU_RAX] = is_long ? ret : (uint32_t)ret;
-    return skip_insn(v);
+    return kvm_exit_skip_insn(v);
 }
 
 static int handle_xsetbv(struct kvm_vcpu *v)
@@ -417,7 +365,7 @@ static int handle_xsetbv(struct kvm_vcpu *v)
     if (cpu_set_xcr(v->cpu, e->xcr.index, e->xcr.value) < 0) {
         return inject_gp(v);
     }
-    return skip_insn(v);
+    return kvm_exit_skip_insn(v);
 }
 
 /* A lower CR8 may let interrupts through; user space hears of it when it owns the APIC. */
@@ -525,7 +473,7 @@ static int (*const handlers[])(struct kvm_vcpu *v) = {
     [CPU_EXIT_WRMSR] = handle_wrmsr,
     [CPU_EXIT_INTR_WINDOW] = handle_window,
     [CPU_EXIT_NMI_WINDOW] = handle_nmi_window,
-    [CPU_EXIT_HYPERCALL] = handle_hypercall,
+    [CPU_EXIT_HYPERCALL] = kvm_exit_hypercall,
     [CPU_EXIT_TRIPLE_FAULT] = handle_triple_fault,
     [CPU_EXIT_DEBUG] = handle_debug,
     [CPU_EXIT_CR8] = handle_cr8,
@@ -577,16 +525,7 @@ static int complete_msr(struct kvm_vcpu *v, bool is_read)
     if (v->run->msr.error) {
         return inject_gp(v);
     }
-    return is_read ? finish_rdmsr(v, v->run->msr.data) : skip_insn(v);
-}
-
-/* User space has answered. */
-static int complete_hypercall(struct kvm_vcpu *v)
-{
-    uint64_t ret = v->run->hypercall.ret;
-
-    v->cpu->regs[CPU_RAX] = v->cpu->mode & CPU_MODE_64 ? ret : (uint32_t)ret;
-    return skip_insn(v);
+    return is_read ? finish_rdmsr(v, v->run->msr.data) : kvm_exit_skip_insn(v);
 }
 
 int kvm_exit_complete(struct kvm_vcpu *v)
@@ -604,7 +543,7 @@ int kvm_exit_complete(struct kvm_vcpu *v)
     } else if (kind == KVM_PENDING_RDMSR || kind == KVM_PENDING_WRMSR) {
         return complete_msr(v, kind == KVM_PENDING_RDMSR);
     } else if (kind == KVM_PENDING_HYPERCALL) {
-        return complete_hypercall(v);
+        return kvm_exit_complete_hypercall(v);
     }
     return KVM_GO_ON;
 }

@@ -18,6 +18,13 @@ int kvm_exit_handle(struct kvm_vcpu *v, enum cpu_exit_reason reason);
  * of the same access. KVM_GO_ON or KVM_LEAVE. */
 int kvm_exit_complete(struct kvm_vcpu *v);
 
+/* The instruction at hand is done: go on behind it, or leave to whoever steps through the guest. */
+int kvm_exit_skip_insn(struct kvm_vcpu *v);
+
+/* hypercall.c */
+int kvm_exit_hypercall(struct kvm_vcpu *v);
+int kvm_exit_complete_hypercall(struct kvm_vcpu *v);
+
 /* host_fault.c: guest RAM that the host does not give any more. */
 int kvm_exit_host_fault(struct kvm_vcpu *v);
 
