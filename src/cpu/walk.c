@@ -337,13 +337,17 @@ static always_inline bool psc_use(struct cpu *cpu, struct cpu_psc_entry *c, uint
     if (likely(c->fresh == fresh)) {
         return true;
     }
+    if (c->above == 0) {
+        c->tag = 0;
+        return false;
+    }
     for (unsigned i = 0; i < c->above; i++) {
         if (cpu_guest_get64(c->up[i].slot) != c->up[i].seen) {
             return false;
         }
     }
     c->fresh = fresh;
-    return c->above != 0;
+    return true;
 }
 
 /* The leaf through the paging-structure cache. True: *res is the outcome. Only for walks that need not

@@ -187,7 +187,9 @@ static void check_mmu(struct kvm_checker *c)
     kvm_walkers_stop(vm);
     vm->mmu.ops->for_each_leaf_locked(vm, gfn(0), last, check_leaf, c);
     vm->mmu.ops->check_locked(vm, c);
-    check_caches(c);
+    if (!vm->mmu.ops->is_stale_locked || !vm->mmu.ops->is_stale_locked(vm)) {
+        check_caches(c);
+    }
     kvm_walkers_start(vm);
     pthread_rwlock_unlock(&vm->mmu.lock);
 }

@@ -175,6 +175,9 @@ void kvm_cpuid_changed(struct kvm_vcpu *v)
             CPU_FEAT_FSGSBASE | CPU_FEAT_LM | CPU_FEAT_UMIP | CPU_FEAT_RDTSCP | CPU_FEAT_RDPID |
             CPU_FEAT_INVPCID | CPU_FEAT_XSAVE;
     }
+    if (v->cpu->shadow.on) {
+        f &= ~CPU_FEAT_PKU; /* shadow entries carry no keys */
+    }
     v->cpu->features = f;
     v->cpu->maxphyaddr = KVM_GUEST_PHYS_BITS;
     if (e && (e->eax & 0xff) >= 36 && (e->eax & 0xff) <= 52) {

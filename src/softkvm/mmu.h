@@ -121,6 +121,8 @@ struct kvm_mmu_ops {
     /* Follow addr; x may be null, else ept[], stages and page size are filled. The host-physical
      * address, 0: nothing mapped. */
     uint64_t (*explain_locked)(struct kvm_vm *vm, gpa_t addr, struct softkvm_explain *x);
+    /* May processors remember what no entry allows any more, because the guest has yet to flush? Null: never. */
+    bool (*is_stale_locked)(const struct kvm_vm *vm);
     /* The kind's own invariants, beyond those that hold for each leaf: report with kvm_breach(). */
     void (*check_locked)(struct kvm_vm *vm, struct kvm_checker *c);
 };

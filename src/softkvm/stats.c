@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "softkvm/shadow/shadow.h"
 #include "softkvm/vcpu.h"
 #include "softkvm/vm.h"
 
@@ -122,6 +123,20 @@ static const struct source cpu_sources[] = {
     C("smc_writes", smc_writes),
 };
 
+#define S(n, f) {"shadow_" n, offsetof(struct kvm_shadow, counters.f), CUMULATIVE, 0}
+
+/* Of the shadow kind of MMU alone. */
+static const struct source shadow_sources[] = {
+    S("walks", walks), S("table_refs", table_refs), S("guest_faults", guest_faults), S("fixed", fixed),
+    S("retries", retries), S("mmio_fast", mmio), S("device_grants", device_grants), S("write_grants", write_protected),
+    S("pages_new", pages_new), S("pages_found", pages_found), S("pages_zapped", pages_zapped),
+    S("pages_recycled", pages_recycled), S("pages_obsolete", pages_obsolete), S("table_writes", table_writes),
+    S("table_write_zaps", table_write_zaps), S("floods", floods), S("unprotects", unprotects), S("unsyncs", unsyncs),
+    S("syncs", syncs), S("sync_dropped", sync_dropped), S("sync_kept", sync_kept), S("root_loads", root_loads),
+    S("root_hits", root_hits), S("cr3_writes", cr3_writes), S("invlpgs", invlpgs), S("flushes", flushes),
+    S("split_large", split_large),
+};
+
 static uint64_t read_at(const void *base, size_t offset)
 {
     return __atomic_load_n((const uint64_t *)(const void *)((const char *)base + offset),
@@ -168,6 +183,9 @@ static unsigned collect_vm(struct kvm_vm *vm, struct kvm_stat *out)
         put(out, &n, pages[i], (uint64_t)atomic_load(&vm->mmu.pages[i]), INSTANT);
     }
     put(out, &n, "ept_tables", (uint64_t)atomic_load(&vm->mmu.tables), INSTANT);
+    for (size_t i = 0; vm->mmu.ops == &kvm_mmu_shadow && i < ARRAY_LEN(shadow_sources); i++) {
+        put(out, &n, shadow_sources[i].name, read_at(kvm_shadow(vm), shadow_sources[i].offset), CUMULATIVE);
+    }
     put(out, &n, "slots", vm->slots.count, INSTANT);
     put(out, &n, "slot_pages", vm->slots.total_pages, INSTANT);
     put(out, &n, "vcpus", kvm_vm_nr_vcpus(vm), INSTANT);
@@ -182,7 +200,7 @@ unsigned kvm_stats_collect(struct kvm_vm *vm, struct kvm_vcpu *v, struct kvm_sta
     unsigned n, total;
     uint32_t i;
 
-    _Static_assert(ARRAY_LEN(vcpu_sources) + ARRAY_LEN(cpu_sources) + 16 <= KVM_STATS_MAX,
+    _Static_assert(ARRAY_LEN(vcpu_sources) + ARRAY_LEN(cpu_sources) + ARRAY_LEN(shadow_sources) + 16 <= KVM_STATS_MAX,
                    "all figures fit");
     if (v) {
         return collect_vcpu(v, out, false);

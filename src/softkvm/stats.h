@@ -20,7 +20,7 @@ struct kvm_stat {
     int16_t exponent;
 };
 
-#define KVM_STATS_MAX 96
+#define KVM_STATS_MAX 160
 
 /* Fill in the figures of a VM (v null: its own and sums of its vCPUs') or of one vCPU. Returns how
  * many; at most KVM_STATS_MAX. */

@@ -15,6 +15,8 @@
 #include "softkvm/inspect_impl.h"
 #include "softkvm/shadow/shadow.h"
 
+#define FEW_FRAMES 1024u
+
 /* ---- life ---- */
 
 /* Source: KVM's kvm_mmu_init_vm(). */
@@ -125,8 +127,35 @@ static void zap_chain(struct kvm_shadow *sh, struct kvm_rmap *r, gfn_t f, unsign
     }
 }
 
+/* Pages that shadow a guest table in [first, last]: what the guest's table says may be another thing hereafter, and
+ * nobody writes it that way. */
+static void zap_tables(struct kvm_shadow *sh, gfn_t first, gfn_t last)
+{
+    struct list *at, *next;
+
+    list_for_each_safe (at, next, &sh->active) {
+        struct kvm_shadow_page *sp = list_entry(at, struct kvm_shadow_page, node);
+
+        if (!sp->role.direct && sp->gfn.v >= first.v && sp->gfn.v <= last.v) {
+            kvm_shadow_page_zap(sh, sp);
+        }
+    }
+}
+
+/* Short ranges are looked up frame by frame, for the host drops pages one by one. */
+static void zap_few_tables(struct kvm_shadow *sh, gfn_t first, gfn_t last)
+{
+    for (uint64_t f = first.v; f <= last.v; f++) {
+        const struct kvm_rmap_chunk *c = kvm_rmap_chunk(sh, f >> PT_LEVEL_BITS);
+
+        if (c && c->nr_shadowed) {
+            kvm_shadow_unprotect(sh, gfn(f));
+        }
+    }
+}
+
 /* All of guest memory goes: a new generation. Else what maps a frame of the range, and pages whose guest tables lie in
- * it: the slot may go. MMIO entries are found out by their generation. Source: KVM's kvm_unmap_gfn_range(),
+ * it: their contents may change. MMIO entries are found out by their generation. Source: KVM's kvm_unmap_gfn_range(),
  * kvm_mmu_invalidate_zap_pages_in_memslot(). */
 static void zap_locked(struct kvm_vm *vm, gfn_t first, gfn_t last, struct kvm_dead_tables *dead)
 {
@@ -136,6 +165,7 @@ static void zap_locked(struct kvm_vm *vm, gfn_t first, gfn_t last, struct kvm_de
         kvm_shadow_zap_all(sh);
     } else {
         kvm_rmap_for_range(sh, first, last, zap_chain, NULL);
+        (last.v - first.v < FEW_FRAMES ? zap_few_tables : zap_tables)(sh, first, last);
     }
     kvm_shadow_commit_all(sh);
 }
@@ -333,6 +363,11 @@ static uint64_t explain_locked(struct kvm_vm *vm, gpa_t addr, struct softkvm_exp
     return 0;
 }
 
+static bool is_stale_locked(const struct kvm_vm *vm)
+{
+    return kvm_shadow(vm)->stale;
+}
+
 const struct kvm_mmu_ops kvm_mmu_shadow = {
     .name = "shadow",
     .init = init,
@@ -349,5 +384,6 @@ const struct kvm_mmu_ops kvm_mmu_shadow = {
     .recover_huge_locked = recover_huge_locked,
     .for_each_leaf_locked = for_each_leaf_locked,
     .explain_locked = explain_locked,
+    .is_stale_locked = is_stale_locked,
     .check_locked = kvm_shadow_check,
 };

@@ -128,7 +128,7 @@ struct kvm_shadow_page {
 #define KVM_RMAP_HASH_BITS   14
 
 struct kvm_shadow_counters {
-    uint64_t walks, guest_faults, fixed, spurious, retries, mmio, device_grants;
+    uint64_t walks, guest_faults, fixed, retries, mmio, device_grants;
     uint64_t pages_new, pages_found, pages_zapped, pages_recycled, pages_obsolete;
     uint64_t write_protected, table_writes, table_write_zaps, floods, unprotects;
     uint64_t unsyncs, syncs, sync_dropped, sync_kept;
@@ -186,7 +186,7 @@ static inline struct kvm_shadow *kvm_shadow(const struct kvm_vm *vm)
     return vm->mmu.kind_data;
 }
 
-#define KVM_SHADOW_COUNT(p) __atomic_store_n(p, __atomic_load_n(p, __ATOMIC_RELAXED) + 1, __ATOMIC_RELAXED)
+#define KVM_SHADOW_COUNT(p) ((void)__atomic_fetch_add(p, 1, __ATOMIC_RELAXED))
 
 /* ---- mode.c ---- */
 
