@@ -238,7 +238,10 @@ static inline enum cpu_xlate_result leaf_check(const struct cpu *cpu, struct wal
 
     if (x->priv == CPU_PRIV_USER ? !is_user_page : is_user_page && x->access != CPU_ACCESS_FETCH &&
         x->priv == CPU_PRIV_SUPER && (walk_cr4(cpu) & X86_CR4_SMAP)) {
-        return fault(cpu, x, X86_PFEC_P);
+        /* The key is looked at whatever else forbids the access. */
+        bool key = x->access != CPU_ACCESS_FETCH && key_forbids(cpu, w);
+
+        return fault(cpu, x, X86_PFEC_P | (key ? X86_PFEC_PK : 0));
     }
     if (x->access == CPU_ACCESS_FETCH) {
         if ((x->rights & CPU_RIGHT_NX) ||

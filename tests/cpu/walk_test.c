@@ -173,6 +173,7 @@ static void controls_random(struct world *w)
     m->root = TABLES + draw(w) % NTABLES * 4096;
     m->wp = draw(w) & 1, m->smep = draw(w) & 1, m->smap = draw(w) & 1, m->ac = draw(w) & 1;
     m->nxe = draw(w) & 1, m->pse = draw(w) & 1, m->has_1g = draw(w) & 1;
+    m->pke = draw(w) & 1, m->pkru = (uint32_t)draw(w) & (uint32_t)draw(w);
     m->width = 40;
     cpu->pdptes_stale = 0; /* they are set here, not loaded with CR3 */
     for (unsigned i = 0; i < 4; i++) {
@@ -182,7 +183,8 @@ static void controls_random(struct world *w)
     cpu->cr3 = m->root;
     cpu->cr0 = X86_CR0_PE | X86_CR0_PG | (m->wp ? X86_CR0_WP : 0);
     cpu->cr4 = (m->levels > 2 ? X86_CR4_PAE : 0) | (m->levels == 5 ? X86_CR4_LA57 : 0) |
-               (m->smep ? X86_CR4_SMEP : 0) | (m->smap ? X86_CR4_SMAP : 0) | (m->pse ? X86_CR4_PSE : 0);
+               (m->smep ? X86_CR4_SMEP : 0) | (m->smap ? X86_CR4_SMAP : 0) | (m->pse ? X86_CR4_PSE : 0) | (m->pke ? X86_CR4_PKE : 0);
+    cpu->pkru = m->pkru;
     cpu->efer = (m->levels >= 4 ? X86_EFER_LMA | X86_EFER_LME : 0) | (m->nxe ? X86_EFER_NX : 0);
     cpu->features = m->has_1g ? CPU_FEAT_1G : 0;
     stage2_choose(w);

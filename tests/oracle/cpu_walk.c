@@ -87,6 +87,10 @@ static enum ow_result stage2(struct ow_machine *m, uint64_t gpa, unsigned want, 
 {
     enum ow_result r;
 
+    if (m->no_stage2) {
+        out->hpa = gpa;
+        return OW_OK;
+    }
     if (!m->npt) {
         return stage2_ept(m, gpa, want, &out->hpa);
     }
@@ -166,6 +170,15 @@ static bool is_forbidden(const struct ow_machine *m, const struct ow_access *a, 
         return true;
     }
     return a->write && !r.write && m->wp;
+}
+
+/* Does the key of a user page's leaf forbid the access? Long mode, data only. */
+static bool key_forbids(const struct ow_machine *m, const struct ow_access *a, struct rights r, uint64_t leaf)
+{
+    unsigned key = 2 * (unsigned)field(leaf, 59, 62);
+
+    return m->pke && m->levels >= 4 && r.user && !a->fetch &&
+           (bit(m->pkru, key) || (bit(m->pkru, key + 1) && a->write && (a->user || m->wp)));
 }
 
 static uint32_t error_code(const struct ow_machine *m, const struct ow_access *a, bool present, bool reserved)
@@ -253,6 +266,7 @@ void ow_translate(struct ow_machine *m, const struct ow_access *a, struct ow_out
     struct entry used[5];
     unsigned nused = 0;
     uint64_t gpa;
+    bool key;
 
     *out = (struct ow_outcome){0};
     if (m->levels >= 4 && !is_canonical(m, a->la)) {
@@ -263,9 +277,10 @@ void ow_translate(struct ow_machine *m, const struct ow_access *a, struct ow_out
     if (out->result != OW_OK) {
         return;
     }
-    if (is_forbidden(m, a, r)) {
+    key = key_forbids(m, a, r, used[nused - 1].value);
+    if (is_forbidden(m, a, r) || key) {
         out->result = OW_FAULT;
-        out->error = error_code(m, a, true, false);
+        out->error = error_code(m, a, true, false) | (key ? 32 : 0);
         return;
     }
     gpa = out->gpa;

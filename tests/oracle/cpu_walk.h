@@ -1,7 +1,7 @@
 /*
  * What a two-dimensional translation must give, from the definitions and nothing else: one small function per rule,
  * table entries as numbers, no caches, no masks shared with the implementation. 32-bit, PAE, four and five
- * levels; a second stage of four or five levels: EPT with optional accessed and dirty bits, or AMD's nested paging.
+ * levels, protection keys; a second stage of four or five levels: EPT with optional accessed and dirty bits, or AMD's nested paging.
  */
 #ifndef STRATA_TESTS_ORACLE_CPU_WALK_H
 #define STRATA_TESTS_ORACLE_CPU_WALK_H
@@ -27,6 +27,9 @@ struct ow_machine {
     unsigned width;         /* of a guest-physical address */
     uint64_t ept_root;
     bool ept_ad;
+    bool pke;
+    uint32_t pkru;
+    bool no_stage2;         /* guest-physical addresses are the memory's own */
     bool npt;               /* the second stage is AMD's: a user's walk of long-mode entries */
     unsigned stage2_levels; /* 4, 5 */
     unsigned host_width;    /* NPT: of a host-physical address */
