@@ -273,7 +273,8 @@ static __attribute__((noinline)) void guest_run_guarded(struct cpu *cpu)
 /* See run.h. */
 void cpu_enter(struct cpu *cpu)
 {
-    atomic_store(&cpu->inbox.in_guest, 1);
+    atomic_store_explicit(&cpu->inbox.in_guest, 1, memory_order_relaxed);
+    atomic_thread_fence(memory_order_seq_cst);
 }
 
 void cpu_leave(struct cpu *cpu)

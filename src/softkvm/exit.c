@@ -444,6 +444,13 @@ static int handle_kick(struct kvm_vcpu *v)
     return KVM_GO_ON;
 }
 
+/* The guest spins: for another processor, perhaps, whose thread waits for this one's place. */
+static int handle_pause(struct kvm_vcpu *v)
+{
+    v->spun = true;
+    return KVM_GO_ON;
+}
+
 static int handle_window(struct kvm_vcpu *v)
 {
     v->cpu->want_intr_window = 0;
@@ -478,7 +485,7 @@ static int (*const handlers[])(struct kvm_vcpu *v) = {
     [CPU_EXIT_DEBUG] = handle_debug,
     [CPU_EXIT_CR8] = handle_cr8,
     [CPU_EXIT_XSETBV] = handle_xsetbv,
-    [CPU_EXIT_PAUSE] = handle_kick,
+    [CPU_EXIT_PAUSE] = handle_pause,
     [CPU_EXIT_HOST_FAULT] = kvm_exit_host_fault,
     [CPU_EXIT_PAGE_FAULT] = kvm_shadow_exit,
     [CPU_EXIT_CR_WRITE] = kvm_shadow_exit,

@@ -12,6 +12,7 @@
  */
 #include <errno.h>
 #include <linux/futex.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -277,6 +278,10 @@ static enum cpu_exit_reason enter_guest(struct kvm_vcpu *v)
     enum cpu_exit_reason reason = CPU_EXIT_NONE;
 
     kvm_read_end(v);
+    if (unlikely(v->spun)) {
+        v->spun = false;
+        sched_yield();
+    }
     kvm_pml_enter(v);
     atomic_store_explicit(&v->in_guest, 1, memory_order_relaxed);
     cpu_enter(v->cpu); /* the barrier between in_guest and requests */

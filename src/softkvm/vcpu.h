@@ -126,6 +126,7 @@ struct kvm_vcpu {
     bool unhalted;                  /* a PV kick has come: the next HLT ends at once */
     bool fault_private;             /* the last memory fault meant private memory */
     bool memory_touched;            /* since the last guest entry user space may have written code */
+    bool spun;           /* the last exit was a PAUSE too many: give way before the next entry */
     bool steal_on;                  /* the guest wants its steal time: every KVM_RUN renews it */
     uint64_t steal_renewed;         /* host TSC then */
     bool sigmask_set;
