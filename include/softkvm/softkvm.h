@@ -82,6 +82,10 @@ struct softkvm_options {
     /* NX_HUGE: each period (milliseconds; 0: an hour divided by the ratio) the ratio-th part (0: 60) of what was
      * split is given back. */
     unsigned nx_recovery_period, nx_recovery_ratio;
+    /* The process brackets its own accesses to guest memory by softkvm_memory_access_begin() and _end(): then swap needs
+     * no userfaultfd, and pages of equal contents may be merged. */
+    bool announced;
+    unsigned host_cpus; /* simulated processors of the host, each with its list of frames; 0: as the machine; 1: repeatable */
 };
 
 /*
@@ -172,6 +176,14 @@ struct softkvm_memory_change {
 int softkvm_memory_begin(struct softkvm *s, struct softkvm_memory_change *c, enum softkvm_change kind,
                          void *start, size_t length, int prot);
 void softkvm_memory_end(struct softkvm_memory_change *c, bool done);
+
+/*
+ * The process itself is about to read or write guest memory [start, start + length): what is swapped out or merged comes
+ * back, and stays until the end, which names the same range. Needed only with options.announced. 0; -EFAULT (not
+ * mapped), -ENOMEM: nothing is held.
+ */
+int softkvm_memory_access_begin(struct softkvm *s, void *start, size_t length);
+void softkvm_memory_access_end(struct softkvm *s, void *start, size_t length);
 
 /* Guest instructions that a vCPU has executed. Any thread; 0 for anything that is not a vCPU. */
 uint64_t softkvm_instructions(struct softkvm *s, int vcpu_fd);

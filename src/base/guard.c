@@ -310,3 +310,32 @@ GUARDED_LOAD(32)
 GUARDED_LOAD(64)
 GUARDED_STORE(32)
 GUARDED_STORE(64)
+
+bool base_guard_exchange(void *p, unsigned size, uint64_t old, uint64_t new_value, bool *done)
+{
+    uint64_t found = old;
+    uint32_t bad;
+
+    if (size == 8) {
+        __asm__ volatile("movl $1, %[bad]\n\t"
+                         "1: lock cmpxchgq %[new], (%[p])\n\t"
+                         "movl $0, %[bad]\n\t"
+                         "2:\n\t" FIXUP("1b", "2b")
+                         : [bad] "=&r"(bad), "+a"(found)
+                         : [p] "r"(p), [new] "r"(new_value)
+                         : "memory", "cc");
+    } else {
+        __asm__ volatile("movl $1, %[bad]\n\t"
+                         "1: lock cmpxchgl %k[new], (%[p])\n\t"
+                         "movl $0, %[bad]\n\t"
+                         "2:\n\t" FIXUP("1b", "2b")
+                         : [bad] "=&r"(bad), "+a"(found)
+                         : [p] "r"(p), [new] "r"(new_value)
+                         : "memory", "cc");
+    }
+    if (bad) {
+        return false;
+    }
+    *done = found == old;
+    return true;
+}

@@ -76,4 +76,7 @@ bool base_guard_load64(const void *p, uint64_t *v) must_check;
 bool base_guard_store32(void *p, uint32_t v) must_check;
 bool base_guard_store64(void *p, uint64_t v) must_check;
 
+/* Compare and exchange; `size` is 4 or 8. Whether it was exchanged in *done. False: a fault. */
+bool base_guard_exchange(void *p, unsigned size, uint64_t old, uint64_t new_value, bool *done) must_check;
+
 #endif

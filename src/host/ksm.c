@@ -246,10 +246,7 @@ int64_t host_mm_merge_scan(struct host_mm *mm, uint64_t pages)
 /* Write the merged page's bytes to its HVA. 0 or -EFAULT (the mapping is gone). */
 static int bring_home(struct host_mm *mm, uint64_t addr, uint64_t entry)
 {
-    struct iovec from = {host_table_at(mm->hm, hpa(entry & X86_PTE_ADDR_MASK)), PAGE_SIZE};
-    struct iovec to = {hva_to_ptr(hva(addr)), PAGE_SIZE};
-
-    return process_vm_writev(getpid(), &from, 1, &to, 1, 0) == (ssize_t)PAGE_SIZE ? 0 : -EFAULT;
+    return host_bytes_place(addr, host_table_at(mm->hm, hpa(entry & X86_PTE_ADDR_MASK)));
 }
 
 /*

@@ -302,6 +302,8 @@ void host_swap_unwatch(struct host_mm *mm, uint64_t start, uint64_t end);
 int host_swap_out(struct host_mm *mm, uint64_t addr, uint64_t *entry) must_check;
 /* Bring the page of a swap entry back to its HVA and let the slot go. 0, -ENOMEM, -EFAULT. */
 int host_swap_in(struct host_mm *mm, uint64_t addr, uint64_t entry) must_check;
+/* Write a page's bytes to its HVA, whatever the rights there are; not a store: the mapping may have gone. 0 or -EFAULT. */
+int host_bytes_place(uint64_t addr, const void *page) must_check;
 /* Forget a swapped page. */
 void host_swap_drop(struct host_mm *mm, uint64_t entry);
 /* A page is about to be used for the first time: in a watched chunk, spare it the watcher. */

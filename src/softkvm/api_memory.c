@@ -85,3 +85,15 @@ int softkvm_memory_protected(struct softkvm *s, void *start, size_t length, int 
 {
     return change_now(s, SOFTKVM_CHANGE_PROTECT, start, length, prot);
 }
+
+/* See softkvm.h. */
+int softkvm_memory_access_begin(struct softkvm *s, void *start, size_t length)
+{
+    return host_mm_access_begin(s->mm, hva((uintptr_t)start), hva((uintptr_t)start + length));
+}
+
+/* See softkvm.h. */
+void softkvm_memory_access_end(struct softkvm *s, void *start, size_t length)
+{
+    host_mm_access_end(s->mm, hva((uintptr_t)start), hva((uintptr_t)start + length));
+}

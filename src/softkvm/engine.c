@@ -123,9 +123,11 @@ static int check_options(const struct softkvm_options *o, char *err, size_t size
 static int make_host(struct softkvm *s, char *err, size_t size)
 {
     struct host_memory_options mo = {.bytes = s->options.host_memory,
+                                     .nr_cpus = s->options.host_cpus,
                                      .fail_alloc = s->options.fail_alloc,
                                      .opaque = s->options.fail_opaque};
-    struct host_mm_options mm = {.trace = &s->trace, .swap_pages = s->options.swap >> PAGE_SHIFT};
+    struct host_mm_options mm = {.trace = &s->trace, .swap_pages = s->options.swap >> PAGE_SHIFT,
+                                 .announced = s->options.announced};
     int r = host_memory_new(&mo, &s->hm);
 
     if (r < 0) {

@@ -196,14 +196,28 @@ static bool is_readonly_write(struct kvm_vcpu *v)
 
 /*
  * Memory has come where a posted write met a device a moment ago (slots changed meanwhile): the
- * instruction is done, so the write itself is made good here.
+ * instruction is done, so the write itself is made good here. Where the host does not give the page, KVM_RUN fails
+ * and the next one tries again: nothing is lost.
  */
 static int late_write(struct kvm_vcpu *v)
 {
     const struct cpu_exit *e = &v->cpu->exit;
+    gfn_t f = kvm_slot_frame(v->vm, gpa_to_gfn(e->ept.gpa));
+    const struct kvm_memslot *slot = kvm_slots_find_vcpu(v, f);
 
-    return kvm_guest_store(v, e->ept.gpa, e->ept.data, e->ept.size) == 0 ? KVM_GO_ON
-                                                                             : device_access(v);
+    v->pending.kind = KVM_PENDING_NONE;
+    if (!slot || (slot->flags & (KVM_MEM_READONLY | KVM_SLOT_INVALID))) {
+        return device_access(v);
+    }
+    while (kvm_guest_store(v, e->ept.gpa, e->ept.data, e->ept.size) < 0) {
+        int r = kvm_host_gone(v, kvm_slot_hva(slot, f), false);
+
+        if (r < 0) {
+            v->pending.kind = KVM_PENDING_LATE_WRITE;
+            return r;
+        }
+    }
+    return KVM_GO_ON;
 }
 
 static int handle_misconfig(struct kvm_vcpu *v)
@@ -228,7 +242,10 @@ static int handle_misconfig(struct kvm_vcpu *v)
     case KVM_FAULT_EMULATE:
         return e->ept.size ? device_access(v) : walk_outside_memory(v);
     case KVM_FAULT_ERROR:
-        return fault_error(v, error);
+        if (!e->ept.is_write || !e->ept.size) {
+            return fault_error(v, error);
+        }
+        break; /* the write is posted already, and needs no entry */
     case KVM_FAULT_WRITE_RO:
         return device_access(v);
     case KVM_FAULT_FIXED:
@@ -551,6 +568,8 @@ int kvm_exit_complete(struct kvm_vcpu *v)
         return complete_msr(v, kind == KVM_PENDING_RDMSR);
     } else if (kind == KVM_PENDING_HYPERCALL) {
         return kvm_exit_complete_hypercall(v);
+    } else if (kind == KVM_PENDING_LATE_WRITE) {
+        return late_write(v);
     }
     return KVM_GO_ON;
 }

@@ -2,6 +2,7 @@
 #ifndef STRATA_SOFTKVM_EXIT_H
 #define STRATA_SOFTKVM_EXIT_H
 
+#include "base/compiler.h"
 #include "cpu/exit.h"
 
 struct kvm_vcpu;
@@ -27,6 +28,7 @@ int kvm_exit_complete_hypercall(struct kvm_vcpu *v);
 
 /* host_fault.c: guest RAM that the host does not give any more. */
 int kvm_exit_host_fault(struct kvm_vcpu *v);
+int kvm_host_gone(struct kvm_vcpu *v, hva_t addr, bool is_poison) must_check;
 
 /* Fill run for KVM_EXIT_INTERNAL_ERROR about the instruction in cpu->exit.error. */
 int kvm_exit_internal_error(struct kvm_vcpu *v);

@@ -2,7 +2,8 @@
  * The hypervisor's own reads and writes of guest memory, by guest-physical address: through slots
  * straight to the bytes, which need no second stage.
  *
- * Lock: the caller is in a read section or holds slots_lock. The bytes are shared with running guests:
+ * Lock: the caller is in a read section or holds slots_lock; the mmap lock is taken inside when the process announces
+ * its accesses. The bytes are shared with running guests:
  * word-wise where aligned, so that a guest never sees a torn aligned value.
  */
 #include <errno.h>
@@ -90,6 +91,43 @@ static int copy_in(char *dst, const char *src, size_t n)
     return kvm_user_write(dst, src, n);
 }
 
+/* Of the bytes at `p` in a process that announces its accesses: ours are accesses too. 0 or -errno. */
+static int bytes_begin(struct softkvm *s, const char *p, size_t n)
+{
+    return s->options.announced
+               ? host_mm_access_begin(s->mm, hva((uintptr_t)p), hva((uintptr_t)p + n))
+               : 0;
+}
+
+static void bytes_end(struct softkvm *s, const char *p, size_t n)
+{
+    if (s->options.announced) {
+        host_mm_access_end(s->mm, hva((uintptr_t)p), hva((uintptr_t)p + n));
+    }
+}
+
+static int bytes_out(struct softkvm *s, char *dst, const char *src, size_t n)
+{
+    int r = bytes_begin(s, src, n);
+
+    if (r == 0) {
+        r = copy_out(dst, src, n);
+        bytes_end(s, src, n);
+    }
+    return r;
+}
+
+static int bytes_in(struct softkvm *s, char *dst, const char *src, size_t n)
+{
+    int r = bytes_begin(s, dst, n);
+
+    if (r == 0) {
+        r = copy_in(dst, src, n);
+        bytes_end(s, dst, n);
+    }
+    return r;
+}
+
 /*
  * Copy len bytes from guest memory at addr. 0, or -EFAULT where there is no slot, or no host memory
  * behind it.
@@ -103,7 +141,7 @@ int kvm_guest_read(struct kvm_vm *vm, gpa_t addr, void *buf, size_t len)
         size_t n;
         char *src = locate(vm, addr, len, HYPERVISOR, &slot, &n);
 
-        if (!src || copy_out(dst, src, n) < 0) {
+        if (!src || bytes_out(vm->s, dst, src, n) < 0) {
             return -EFAULT;
         }
         addr.v += n;
@@ -122,7 +160,7 @@ static int store(struct kvm_vcpu *v, gpa_t addr, const void *buf, size_t len, en
         size_t n;
         char *dst = locate(v->vm, addr, len, who, &slot, &n);
 
-        if (!dst || (slot->flags & KVM_MEM_READONLY) || copy_in(dst, src, n) < 0) {
+        if (!dst || (slot->flags & KVM_MEM_READONLY) || bytes_in(v->vm->s, dst, src, n) < 0) {
             return -EFAULT;
         }
         for (uint64_t a = addr.v & PAGE_MASK; a < addr.v + n; a += PAGE_SIZE) {

@@ -51,26 +51,33 @@ static bool learn(struct kvm_vcpu *v, hva_t page, bool is_poison)
 }
 
 /*
- * The processor's exit. KVM_GO_ON: the guest tries again; -EFAULT: the host does not give the page though its
- * maps have it. Source: own; the outcome after KVM's kvm_handle_error_pfn().
+ * Guest memory at `addr` could not be accessed: the processor met it, or an access of ours for this vCPU.
+ * 0: look again, something has changed or may have; -EFAULT: the host does not give the page though its maps have
+ * it; -ENOMEM. Lock: takes the mmap lock; the vCPU's thread.
  */
-int kvm_exit_host_fault(struct kvm_vcpu *v)
+int kvm_host_gone(struct kvm_vcpu *v, hva_t addr, bool is_poison)
 {
-    hva_t page = hva(v->cpu->exit.host.addr.v & PAGE_MASK);
-    struct host_mm *mm = v->vm->s->mm;
+    hva_t page = hva(addr.v & PAGE_MASK);
 
     KVM_COUNT(&v->counters.host_faults);
-    TRACE(&v->vm->s->trace, host_fault, "hva %llx rip %llx", v->cpu->exit.host.addr.v, v->cpu->rip);
     if (v->host_fault_page != page.v) {
         v->host_fault_page = page.v;
         v->host_fault_tries = 0;
     }
-    if (learn(v, page, v->cpu->exit.host.is_poison)) {
-        return KVM_GO_ON;
-    }
-    if (++v->host_fault_tries < MAX_TRIES) {
-        return KVM_GO_ON; /* it may have come back meanwhile */
+    if (learn(v, page, is_poison) || ++v->host_fault_tries < MAX_TRIES) {
+        return 0;
     }
     v->host_fault_page = 0;
-    return host_mm_withdraw(mm, page, hva(page.v + PAGE_SIZE)) == -ENOMEM ? -ENOMEM : -EFAULT;
+    return host_mm_withdraw(v->vm->s->mm, page, hva(page.v + PAGE_SIZE)) == -ENOMEM ? -ENOMEM : -EFAULT;
+}
+
+/*
+ * The processor's exit. KVM_GO_ON: the guest tries again; or what kvm_host_gone() says. Source: own; the outcome after KVM's kvm_handle_error_pfn().
+ */
+int kvm_exit_host_fault(struct kvm_vcpu *v)
+{
+    int r = kvm_host_gone(v, v->cpu->exit.host.addr, v->cpu->exit.host.is_poison);
+
+    TRACE(&v->vm->s->trace, host_fault, "hva %llx rip %llx", v->cpu->exit.host.addr.v, v->cpu->rip);
+    return r < 0 ? r : KVM_GO_ON;
 }

@@ -80,3 +80,36 @@ int kvm_user_write(void *user_dst, const void *src, size_t len)
     }
     return n == (ssize_t)len ? 0 : -EFAULT;
 }
+
+int kvm_user_get_entry(const void *p, unsigned size, uint64_t *v)
+{
+    uint32_t v32 = 0;
+
+    if (!base_guard_is_on()) {
+        *v = size == 8 ? __atomic_load_n((const uint64_t *)p, __ATOMIC_RELAXED)
+                       : __atomic_load_n((const uint32_t *)p, __ATOMIC_RELAXED);
+        return 0;
+    }
+    if (size == 8) {
+        return base_guard_load64(p, v) ? 0 : -EFAULT;
+    }
+    if (!base_guard_load32(p, &v32)) {
+        return -EFAULT;
+    }
+    *v = v32;
+    return 0;
+}
+
+int kvm_user_exchange_entry(void *p, unsigned size, uint64_t old, uint64_t new_value)
+{
+    uint32_t old32 = (uint32_t)old;
+    bool done = false;
+
+    if (base_guard_is_on()) {
+        return base_guard_exchange(p, size, old, new_value, &done) ? done : -EFAULT;
+    }
+    return size == 8 ? __atomic_compare_exchange_n((uint64_t *)p, &old, new_value, false, __ATOMIC_SEQ_CST,
+                                                   __ATOMIC_RELAXED)
+                     : __atomic_compare_exchange_n((uint32_t *)p, &old32, (uint32_t)new_value, false,
+                                                   __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
+}

@@ -77,6 +77,7 @@ enum kvm_pending_kind {
     KVM_PENDING_RDMSR,
     KVM_PENDING_WRMSR,
     KVM_PENDING_HYPERCALL,
+    KVM_PENDING_LATE_WRITE, /* exit.c: a posted write that the host did not take yet; in cpu->exit */
 };
 
 struct kvm_pending {

@@ -52,6 +52,7 @@ GUARDED(single_accesses)
     char *p = page_with(PROT_READ);
     uint64_t v64 = 7;
     uint32_t v32 = 7;
+    bool done = false;
 
     assert_true(base_guard_load64(p + 4096, &v64));
     assert_true(v64 == UINT64_C(0x5a5a5a5a5a5a5a5a));
@@ -61,6 +62,12 @@ GUARDED(single_accesses)
     assert_true(base_guard_store32(p + 8, 2));
     assert_int_equal(p[0] + p[8], 3);
     assert_false(base_guard_store64(p + 4096, 1));
+    assert_true(base_guard_exchange(p, 8, 1, 5, &done) && done && p[0] == 5);
+    assert_true(base_guard_exchange(p, 8, 1, 6, &done) && !done && p[0] == 5);
+    assert_true(base_guard_exchange(p, 4, 5, 7, &done) && done && p[0] == 7);
+    assert_true(base_guard_exchange(p, 4, 5, 8, &done) && !done && p[0] == 7);
+    assert_false(base_guard_exchange(p + 4096, 8, 0, 1, &done));
+    assert_false(base_guard_exchange(p + 4096, 4, 0, 1, &done));
     assert_false(base_guard_store32(p + 4096, 1));
     assert_int_equal(munmap(p, 8192), 0);
     v64 = v32 = 7;

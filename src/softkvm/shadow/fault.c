@@ -21,6 +21,7 @@
 #include "softkvm/exit.h"
 #include "softkvm/mmu_entry.h"
 #include "softkvm/shadow/shadow.h"
+#include "softkvm/user.h"
 
 struct page_fault {
     /* inputs */
@@ -96,18 +97,15 @@ static bool gpte_is_current(struct page_fault *p, unsigned level)
     gpa_t at = w->pte_gpa[level - 1];
     struct kvm_table_view view;
     uint64_t now = 0;
+    int r;
 
     kvm_table_view_get(p->v, gpa_to_gfn(at), &view);
     if (!view.ptr) {
         return false;
     }
-    if (w->mode->entry_size == 8) {
-        now = __atomic_load_n((const uint64_t *)(const void *)(view.ptr + page_offset(at.v)), __ATOMIC_RELAXED);
-    } else {
-        now = __atomic_load_n((const uint32_t *)(const void *)(view.ptr + page_offset(at.v)), __ATOMIC_RELAXED);
-    }
+    r = kvm_user_get_entry(view.ptr + page_offset(at.v), w->mode->entry_size, &now);
     kvm_table_view_put(p->v, &view);
-    return now == w->pte[level - 1];
+    return r == 0 && now == w->pte[level - 1];
 }
 
 /* Role of the page under entry i of sp, one level down. Source: KVM's kvm_mmu_child_role(). */

@@ -14,7 +14,9 @@
 #include <errno.h>
 
 #include "arch/regs.h"
+#include "softkvm/exit.h"
 #include "softkvm/shadow/shadow.h"
+#include "softkvm/user.h"
 
 /* ---- entries ---- */
 
@@ -133,24 +135,15 @@ static int page_get(struct kvm_vcpu *v, gfn_t f, unsigned flags, struct kvm_tabl
     return 0;
 }
 
-static uint64_t read_entry(const struct kvm_guest_mode *m, const uint8_t *p)
+/* The host refused an access to a view's bytes: learn, and have the walk done again. */
+static int view_gone(struct kvm_vcpu *v, struct kvm_table_view *view)
 {
-    if (m->entry_size == 8) {
-        return __atomic_load_n((const uint64_t *)(const void *)p, __ATOMIC_RELAXED);
-    }
-    return __atomic_load_n((const uint32_t *)(const void *)p, __ATOMIC_RELAXED);
-}
+    hva_t at = ptr_to_hva((void *)(uintptr_t)view->ptr);
+    int r;
 
-static bool exchange_entry(const struct kvm_guest_mode *m, uint8_t *p, uint64_t old, uint64_t new)
-{
-    uint32_t old32 = (uint32_t)old;
-
-    if (m->entry_size == 8) {
-        return __atomic_compare_exchange_n((uint64_t *)(void *)p, &old, new, false, __ATOMIC_SEQ_CST,
-                                           __ATOMIC_RELAXED);
-    }
-    return __atomic_compare_exchange_n((uint32_t *)(void *)p, &old32, (uint32_t)new, false, __ATOMIC_SEQ_CST,
-                                       __ATOMIC_RELAXED);
+    kvm_table_view_put(v, view);
+    r = kvm_host_gone(v, at, false);
+    return r < 0 ? r : -EAGAIN;
 }
 
 /* ---- the walk ---- */
@@ -233,7 +226,9 @@ static int read_level(struct kvm_vcpu *v, struct kvm_guest_walk *w, gfn_t table)
     }
     w->table_gfn[i] = table;
     w->pte_gpa[i] = gpa((table.v << PAGE_SHIFT) + index * m->entry_size);
-    w->pte[i] = read_entry(m, view.ptr + index * m->entry_size);
+    if (kvm_user_get_entry(view.ptr + index * m->entry_size, m->entry_size, &w->pte[i]) < 0) {
+        return view_gone(v, &view);
+    }
     kvm_table_view_put(v, &view);
     KVM_SHADOW_COUNT(&kvm_shadow(v->vm)->counters.table_refs);
     return 0;
@@ -243,8 +238,7 @@ static int read_level(struct kvm_vcpu *v, struct kvm_guest_walk *w, gfn_t table)
 static int mark_level(struct kvm_vcpu *v, struct kvm_guest_walk *w, unsigned i, uint64_t bits)
 {
     struct kvm_table_view view;
-    bool ok;
-    int r;
+    int r, done;
 
     if ((w->pte[i] & bits) == bits) {
         return 0;
@@ -257,10 +251,13 @@ static int mark_level(struct kvm_vcpu *v, struct kvm_guest_walk *w, unsigned i, 
     if (r < 0) {
         return r;
     }
-    ok = exchange_entry(w->mode, (uint8_t *)(uintptr_t)view.ptr + page_offset(w->pte_gpa[i].v), w->pte[i],
-                        w->pte[i] | bits);
+    done = kvm_user_exchange_entry((uint8_t *)(uintptr_t)view.ptr + page_offset(w->pte_gpa[i].v),
+                                   w->mode->entry_size, w->pte[i], w->pte[i] | bits);
+    if (done < 0) {
+        return view_gone(v, &view);
+    }
     kvm_table_view_put(v, &view);
-    if (!ok) {
+    if (!done) {
         return 1;
     }
     kvm_slot_mark_dirty(v, view.slot, w->table_gfn[i]);

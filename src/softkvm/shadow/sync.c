@@ -10,6 +10,7 @@
  * Locks: mmu.lock exclusive, in the vCPU's read section.
  */
 #include "softkvm/shadow/shadow.h"
+#include "softkvm/user.h"
 
 /* Unsync pages that are brought up to date with one flush. */
 #define BATCH 64
@@ -29,14 +30,14 @@ static bool reread(const struct kvm_shadow_page *sp, const struct kvm_guest_mode
     return true;
 }
 
+/* A table that the host took away reads as absent: the entry goes, and the next walk finds out. */
 static uint64_t read_gpte(const struct kvm_table_view *view, const struct kvm_shadow_page *sp, unsigned i)
 {
-    if (sp->role.has_4_byte) {
-        const uint32_t *t = (const uint32_t *)(const void *)view->ptr;
+    unsigned size = sp->role.has_4_byte ? 4 : 8;
+    unsigned at = sp->role.has_4_byte ? sp->role.quadrant * PT_ENTRIES + i : i;
+    uint64_t gpte = 0;
 
-        return __atomic_load_n(&t[sp->role.quadrant * PT_ENTRIES + i], __ATOMIC_RELAXED);
-    }
-    return __atomic_load_n(&((const uint64_t *)(const void *)view->ptr)[i], __ATOMIC_RELAXED);
+    return kvm_user_get_entry(view->ptr + at * size, size, &gpte) == 0 ? gpte : 0;
 }
 
 /* One present entry against the guest's. */
