@@ -5,6 +5,8 @@
  *
  * Usage: flow_test DOCS_FOLDER [--print]: with --print, tables as the run gives them.
  */
+#include "flow.h"
+
 #include <linux/kvm.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -46,7 +48,7 @@ static bool is_wanted(const char *name)
     return false;
 }
 
-static void record(void *opaque, const char *name, const char *file, const char *function, const char *text)
+void flow_record(void *opaque, const char *name, const char *file, const char *function, const char *text)
 {
     const char *src = strstr(file, "src/");
     struct step *s = &seen.at[seen.n];
@@ -66,14 +68,19 @@ static void record(void *opaque, const char *name, const char *file, const char 
 
 static void record_point(void *opaque, const struct base_trace_point *p, const uint64_t *args)
 {
-    record(opaque, p->name, p->file, p->function, "");
+    flow_record(opaque, p->name, p->file, p->function, "");
 }
 
-static void start(const char *const *prefix)
+void flow_start(const char *const *prefixes)
 {
     memset(&seen, 0, sizeof(seen));
-    wanted = prefix;
+    wanted = prefixes;
     recording = true;
+}
+
+void flow_stop(void)
+{
+    recording = false;
 }
 
 /* ---- scenarios ---- */
@@ -89,7 +96,7 @@ struct vm {
 
 static int vm_new(struct vm *v)
 {
-    struct accel_soft_options options = {.trace = record, .max_page_level = 1};
+    struct accel_soft_options options = {.trace = flow_record, .max_page_level = 1};
     struct kvm_userspace_memory_region m = {.memory_size = RAM_SIZE};
     struct kvm_sregs s;
     int err;
@@ -152,7 +159,7 @@ static int run_access(const unsigned char *code, size_t len, bool twice)
     if (!ret && twice) {
         ret = vm_run(&v, code, len);
     }
-    start(access_names);
+    flow_start(access_names);
     ret = ret ? ret : vm_run(&v, code, len);
     recording = false;
     vm_free(&v);
@@ -177,8 +184,8 @@ static int scenario_device_again(void)
 /* A tree with RAM, attached to the software engine; `change` is watched. */
 static int run_topology(int (*change)(struct strata_region *ram))
 {
-    struct strata_memory_config config = {.trace = record};
-    struct accel_soft_options soft = {.trace = record};
+    struct strata_memory_config config = {.trace = flow_record};
+    struct accel_soft_options soft = {.trace = flow_record};
     struct accel_options options = {.engine = "soft", .vcpus = 1, .soft = &soft};
     struct strata_ram_desc ram_desc = {.name = "ram", .size = RAM_SIZE};
     struct strata_region_desc system_desc = {.kind = STRATA_CONTAINER, .name = "system", .size = UINT64_MAX};
@@ -208,7 +215,7 @@ static int run_topology(int (*change)(struct strata_region *ram))
     }
     err = accel_attach(accel, space, ports, NULL);
     accel_trace_set(accel, record_point, NULL);
-    start(topology_names);
+    flow_start(topology_names);
     err = err ? err : change(region);
     recording = false;
     accel_free(accel);
@@ -234,6 +241,10 @@ static const struct {
     {"access.md", "The first read of a device", scenario_device},
     {"access.md", "A later read of the same device", scenario_device_again},
     {"topology.md", "RAM moves", scenario_move},
+    {"shadow.md", "The first access to a page", flow_shadow_map},
+    {"shadow.md", "A store to a directory", flow_shadow_upper},
+    {"shadow.md", "A store to a last-level table, then a load of CR3", flow_shadow_unsync},
+    {"shadow.md", "The guest's own fault", flow_shadow_guest},
 };
 
 /* ---- documents ---- */
