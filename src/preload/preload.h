@@ -55,6 +55,7 @@ struct preload_fd {
     enum preload_kind kind;
     pid_t owner;        /* the process in whose table of descriptors it is */
     uint32_t mark;      /* the address space that it belongs to */
+    int stats;          /* the engine's descriptor of its counters, -1: none wanted */
     _Atomic uint64_t offset; /* of read() on statistics descriptors */
 };
 
@@ -110,7 +111,9 @@ void preload_for_each(void (*fn)(int fd, struct preload_fd *e));
 /* The engine of this address space, made if there is none. Null with errno. (engine.c) */
 struct softkvm *preload_engine_get(void);
 
-/* Print the counters of a VM or vCPU, if they are wanted. (stats.c) */
+/* Get at the counters of a new VM or vCPU, if they are wanted: later its lock may be held by KVM_RUN. Print them.
+ * (stats.c) */
+int preload_stats_open(int soft, enum preload_kind kind);
 void preload_stats_show(int fd, struct preload_fd *e);
 extern bool preload_wants_stats;
 

@@ -31,32 +31,30 @@ static void show_counter(struct softkvm *s, int stats, const struct kvm_stats_he
     }
 }
 
+int preload_stats_open(int soft, enum preload_kind kind)
+{
+    if (!preload_wants_stats || soft < 0 || (kind != PRELOAD_VM && kind != PRELOAD_VCPU)) {
+        return -1;
+    }
+    return softkvm_ioctl(preload_active(), soft, KVM_GET_STATS_FD, NULL);
+}
+
 void preload_stats_show(int fd, struct preload_fd *e)
 {
     struct softkvm *s = preload_active();
     struct kvm_stats_header h;
     char id[64] = "";
-    int stats;
 
-    if (!preload_wants_stats || !s || preload_is_foreign(e) ||
-        (e->kind != PRELOAD_VM && e->kind != PRELOAD_VCPU)) {
+    if (!preload_wants_stats || !s || e->stats < 0 || preload_is_foreign(e) ||
+        softkvm_read(s, e->stats, &h, sizeof(h), 0) != sizeof(h) || h.num_desc > MOST_COUNTERS) {
         return;
     }
-    stats = softkvm_ioctl(s, e->soft, KVM_GET_STATS_FD, NULL);
-    if (stats < 0) {
-        return;
+    (void)softkvm_read(s, e->stats, id, h.name_size < sizeof(id) - 1 ? h.name_size : sizeof(id) - 1, h.id_offset);
+    fprintf(stderr, "softkvm: process %d, descriptor %d, %s\n", (int)getpid(), fd, id);
+    for (unsigned i = 0; i < h.num_desc; i++) {
+        show_counter(s, e->stats, &h, i);
     }
-    if (softkvm_read(s, stats, &h, sizeof(h), 0) == sizeof(h) && h.num_desc <= MOST_COUNTERS) {
-        (void)softkvm_read(s, stats, id, h.name_size < sizeof(id) - 1 ? h.name_size : sizeof(id) - 1,
-                           h.id_offset);
-        fprintf(stderr, "softkvm: process %d, descriptor %d, %s\n", (int)getpid(), fd, id);
-        for (unsigned i = 0; i < h.num_desc; i++) {
-            show_counter(s, stats, &h, i);
-        }
-        if (e->kind == PRELOAD_VCPU) {
-            fprintf(stderr, "  %-32s %20llu\n", "instructions",
-                    (unsigned long long)softkvm_instructions(s, e->soft));
-        }
+    if (e->kind == PRELOAD_VCPU) {
+        fprintf(stderr, "  %-32s %20llu\n", "instructions", (unsigned long long)softkvm_instructions(s, e->soft));
     }
-    softkvm_close(s, stats);
 }

@@ -88,6 +88,7 @@ static struct preload_fd *new_entry(int soft, enum preload_kind kind)
         e->kind = kind;
         e->owner = getpid();
         e->mark = atomic_load(preload_mark);
+        e->stats = preload_stats_open(soft, kind);
         atomic_store(&table_owner, e->owner);
     }
     return e;
@@ -105,6 +106,9 @@ static bool put_entry(int fd, struct preload_fd *e)
     old = atomic_exchange(slot, e);
     if (old && !preload_is_foreign(old)) {
         preload_stats_show(fd, old);
+        if (old->stats >= 0) {
+            softkvm_close(preload_active(), old->stats);
+        }
         softkvm_close(preload_active(), old->soft);
     }
     return true;
