@@ -60,12 +60,18 @@ void preload_file_discarded(struct softkvm *s, int fd, int64_t offset, int64_t l
 static int file_allocate(int fd, int mode, off64_t offset, off64_t len)
 {
     const int loses = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE | FALLOC_FL_COLLAPSE_RANGE;
-    int ret = real_fallocate64()(fd, mode, offset, len);
+    struct preload_fd *e = preload_find(fd);
     struct softkvm *s = preload_active();
+    int ret;
+
+    if (e) {
+        return (int)preload_result(preload_is_foreign(e) ? -EIO
+                                                         : softkvm_fallocate(s, e->soft, mode, offset, len));
+    }
+    ret = real_fallocate64()(fd, mode, offset, len);
 
     if (ret == 0 && s && (mode & loses)) {
         preload_file_discarded(s, fd, offset, len);
-        errno = 0;
     }
     return ret;
 }

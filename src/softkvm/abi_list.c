@@ -68,9 +68,9 @@ static const struct softkvm_abi_ioctl ioctls[] = {
     {I(KVM_RESET_DIRTY_RINGS), M, false, true, ""},
     {I(KVM_XEN_HVM_GET_ATTR), M, true, false, "Xen guests"},
     {I(KVM_XEN_HVM_SET_ATTR), M, true, false, "Xen guests"},
-    {I(KVM_SET_USER_MEMORY_REGION2), M, true, false, ""},
-    {I(KVM_SET_MEMORY_ATTRIBUTES), M, true, false, ""},
-    {I(KVM_CREATE_GUEST_MEMFD), M, true, false, ""},
+    {I(KVM_SET_USER_MEMORY_REGION2), M, true, true, ""},
+    {I(KVM_SET_MEMORY_ATTRIBUTES), M, true, true, ""},
+    {I(KVM_CREATE_GUEST_MEMFD), M, true, true, ""},
     {I(KVM_ENABLE_CAP), M | C, true, true, ""},
     {I(KVM_GET_STATS_FD), M | C, false, true, ""},
     {I(KVM_SET_TSC_KHZ), M | C, false, true, ""},
@@ -115,7 +115,7 @@ static const struct softkvm_abi_ioctl ioctls[] = {
     {I(KVM_SET_SREGS2), C, true, true, ""},
     {I(KVM_XEN_VCPU_GET_ATTR), C, true, false, "Xen guests"},
     {I(KVM_XEN_VCPU_SET_ATTR), C, true, false, "Xen guests"},
-    {I(KVM_PRE_FAULT_MEMORY), C, true, false, ""},
+    {I(KVM_PRE_FAULT_MEMORY), C, true, true, ""},
     {I(KVM_SET_MSRS), C, true, true, ""},
 };
 
@@ -243,6 +243,7 @@ static const struct softkvm_abi_cap caps[] = {
     {I(KVM_CAP_GUEST_MEMFD), ""},
     {I(KVM_CAP_VM_TYPES), ""},
     {I(KVM_CAP_PRE_FAULT_MEMORY), ""},
+    {I(KVM_CAP_GUEST_MEMFD_FLAGS), ""},
 };
 
 /* See abi_list.h. */
