@@ -108,6 +108,7 @@ enum x86_vector {
 /* MSRs */
 #define X86_MSR_TSC            0x10u
 #define X86_MSR_PLATFORM_ID    0x17u
+#define X86_MISC_ENABLE_MWAIT  (UINT64_C(1) << 18)
 #define X86_MSR_APIC_BASE      0x1bu
 #define X86_MSR_FEATURE_CTRL   0x3au
 #define X86_MSR_TSC_ADJUST     0x3bu

@@ -90,6 +90,9 @@ struct cpu_exit {
             uint8_t data[16];  /* write: what is written, already on the replay list as done if misconfig */
         } ept;
         struct {
+            bool is_vmmcall;
+        } hypercall;
+        struct {
             uint32_t index;
             uint64_t value;    /* WRMSR */
         } msr;

@@ -251,5 +251,6 @@ struct cpu {
 #define CPU_FEAT_INVPCID  0x1000u
 #define CPU_FEAT_XSAVE    0x2000u
 #define CPU_FEAT_MWAIT    0x4000u /* MONITOR and MWAIT: MWAIT ends at once */
+#define CPU_FEAT_MWAIT_MISC 0x8000u /* the same while MISC_ENABLE's bit 18 is set */
 
 #endif

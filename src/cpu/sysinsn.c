@@ -111,6 +111,7 @@ static void op_cpuid(struct cpu *cpu, const struct cpu_op *op)
 static void op_hypercall(struct cpu *cpu, const struct cpu_op *op)
 {
     cpu_leave(cpu, op, CPU_EXIT_HYPERCALL);
+    cpu->exit.hypercall.is_vmmcall = op->aux;
 }
 
 /* CR4.TSD reserves the counter for level 0. */
@@ -178,6 +179,13 @@ static void op_xsetbv(struct cpu *cpu, const struct cpu_op *op)
     }
 }
 
+/* A hypervisor may leave it to MISC_ENABLE. */
+static bool has_mwait(const struct cpu *cpu)
+{
+    return (cpu->features & CPU_FEAT_MWAIT) ||
+           ((cpu->features & CPU_FEAT_MWAIT_MISC) && (cpu->msr.misc_enable & X86_MISC_ENABLE_MWAIT));
+}
+
 /* MONITOR: the address is only checked. MWAIT: ends at once, as it may for any reason. */
 static void op_monitor(struct cpu *cpu, const struct cpu_op *op)
 {
@@ -185,7 +193,7 @@ static void op_monitor(struct cpu *cpu, const struct cpu_op *op)
     uint64_t la;
     uint8_t byte;
 
-    if (!(cpu->features & CPU_FEAT_MWAIT) || cpu->cpl != 0) {
+    if (!has_mwait(cpu) || cpu->cpl != 0) {
         (void)!cpu_raise(cpu, op, X86_UD);
         return;
     }
@@ -203,7 +211,7 @@ static void op_monitor(struct cpu *cpu, const struct cpu_op *op)
 
 static void op_mwait(struct cpu *cpu, const struct cpu_op *op)
 {
-    if (!(cpu->features & CPU_FEAT_MWAIT) || cpu->cpl != 0) {
+    if (!has_mwait(cpu) || cpu->cpl != 0) {
         (void)!cpu_raise(cpu, op, X86_UD);
         return;
     }
@@ -273,7 +281,13 @@ int cpu_emit_cpuid(struct cpu_emit *e)
 
 int cpu_emit_hypercall(struct cpu_emit *e)
 {
-    return emit(e, op_hypercall, true);
+    struct cpu_op *op = cpu_opnd_emit_plain(e, op_hypercall, true);
+
+    if (!op) {
+        return -ENOSPC;
+    }
+    op->aux = e->in.mnemonic == ZYDIS_MNEMONIC_VMMCALL;
+    return 0;
 }
 
 int cpu_emit_rdtsc(struct cpu_emit *e)

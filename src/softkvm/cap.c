@@ -11,6 +11,7 @@
 #include "softkvm/gmem.h"
 #include "softkvm/kvm_abi.h"
 #include "softkvm/mmu_nx.h"
+#include "softkvm/quirks.h"
 #include "softkvm/ring.h"
 #include "softkvm/slot.h"
 #include "softkvm/vm.h"
@@ -54,6 +55,11 @@ static const struct {
     {KVM_CAP_XCRS, 1},
     {KVM_CAP_SREGS2, 1},
     {KVM_CAP_TSC_CONTROL, 1},
+    {KVM_CAP_VM_TSC_CONTROL, 1},
+    {KVM_CAP_VCPU_ATTRIBUTES, 1},
+    {KVM_CAP_DISABLE_QUIRKS2, KVM_QUIRKS},
+    {KVM_CAP_ENFORCE_PV_FEATURE_CPUID, 1},
+    {KVM_CAP_MSR_PLATFORM_INFO, 1},
     {KVM_CAP_GET_TSC_KHZ, 1},
     {KVM_CAP_TSC_DEADLINE_TIMER, 1},
     {KVM_CAP_MCE, 32},
@@ -152,8 +158,17 @@ static int enable_locked(struct kvm_vm *vm, const struct kvm_enable_cap *cap)
     case KVM_CAP_X86_TRIPLE_FAULT_EVENT:
         vm->triple_fault_event = cap->args[0] != 0;
         return 0;
+    case KVM_CAP_DISABLE_QUIRKS2:
+        if (cap->args[0] & ~(uint64_t)KVM_QUIRKS) {
+            return -EINVAL;
+        }
+        atomic_store(&vm->disabled_quirks, cap->args[0]);
+        return 0;
     case KVM_CAP_DISABLE_QUIRKS:
-        vm->disabled_quirks = cap->args[0];
+        atomic_store(&vm->disabled_quirks, cap->args[0]);
+        return 0;
+    case KVM_CAP_MSR_PLATFORM_INFO:
+        vm->no_platform_info = cap->args[0] == 0;
         return 0;
     case KVM_CAP_MAX_VCPU_ID:
         if (cap->args[0] > KVM_VM_MAX_VCPUS) {

@@ -16,6 +16,7 @@
 #include "arch/regs.h"
 #include "cpu/regs.h"
 #include "cpu/run.h"
+#include "softkvm/quirks.h"
 #include "softkvm/state.h"
 #include "softkvm/vcpu.h"
 
@@ -51,7 +52,8 @@
 #define PV_FEATURES                                                                                \
     (BIT(KVM_FEATURE_CLOCKSOURCE) | BIT(KVM_FEATURE_NOP_IO_DELAY) | BIT(KVM_FEATURE_CLOCKSOURCE2) |\
      BIT(KVM_FEATURE_STEAL_TIME) | BIT(KVM_FEATURE_PV_EOI) | BIT(KVM_FEATURE_PV_UNHALT) |          \
-     BIT(KVM_FEATURE_PV_SEND_IPI) | BIT(KVM_FEATURE_CLOCKSOURCE_STABLE_BIT))
+     BIT(KVM_FEATURE_PV_SEND_IPI) | BIT(KVM_FEATURE_PV_SCHED_YIELD) |                             \
+     BIT(KVM_FEATURE_CLOCKSOURCE_STABLE_BIT))
 
 #define INDEXED KVM_CPUID_FLAG_SIGNIFCANT_INDEX
 
@@ -155,7 +157,6 @@ static const struct {
     {0x80000001, 3, 29, CPU_FEAT_LM}, {7, 2, 2, CPU_FEAT_UMIP},
     {0x80000001, 3, 27, CPU_FEAT_RDTSCP}, {7, 2, 22, CPU_FEAT_RDPID},
     {7, 1, 10, CPU_FEAT_INVPCID},     {1, 2, 26, CPU_FEAT_XSAVE},
-    {1, 2, 3, CPU_FEAT_MWAIT},
 };
 
 /* Features decide which bits of CR4 and EFER are reserved. Before user space has said anything, all
@@ -178,7 +179,8 @@ void kvm_cpuid_changed(struct kvm_vcpu *v)
     if (v->cpu->shadow.on) {
         f &= ~CPU_FEAT_PKU; /* shadow entries carry no keys */
     }
-    v->cpu->features = f;
+    v->quirks_seen = atomic_load(&v->vm->disabled_quirks);
+    v->cpu->features = f | kvm_quirk_features(v);
     v->cpu->maxphyaddr = KVM_GUEST_PHYS_BITS;
     if (e && (e->eax & 0xff) >= 36 && (e->eax & 0xff) <= 52) {
         v->cpu->maxphyaddr = e->eax & 0xff;
@@ -192,6 +194,9 @@ void kvm_cpuid_changed(struct kvm_vcpu *v)
 static void dynamic_bits(struct kvm_vcpu *v, uint32_t function, uint32_t index, uint32_t out[4])
 {
     if (function == 1) {
+        if (!kvm_has_quirk(v->vm, KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT)) {
+            out[2] = (out[2] & ~BIT(3)) | (v->cpu->msr.misc_enable & X86_MISC_ENABLE_MWAIT ? BIT(3) : 0);
+        }
         out[2] = (out[2] & ~BIT(27)) | (v->cpu->cr4 & X86_CR4_OSXSAVE ? BIT(27) : 0);
         if (!(kvm_state_apic_base(v) & 0x800)) {
             out[3] &= ~BIT(9);

@@ -9,6 +9,7 @@
 
 #include "cpu/run.h"
 #include "softkvm/exit.h"
+#include "softkvm/quirks.h"
 #include "softkvm/vcpu.h"
 
 /* KVM_HC_* numbers and answers that guests know from <linux/kvm_para.h>. */
@@ -49,6 +50,9 @@ int kvm_exit_hypercall(struct kvm_vcpu *v)
                         r[CPU_RSI] & mask};
     uint64_t ret = -HC_ENOSYS;
 
+    if (kvm_quirk_hypercall(v) == KVM_GO_ON) {
+        return KVM_GO_ON;
+    }
     KVM_COUNT(&v->counters.hypercalls);
     if (v->cpu->cpl != 0) {
         ret = -HC_EPERM;

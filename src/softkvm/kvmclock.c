@@ -26,6 +26,7 @@
 #include <unistd.h>
 
 #include "base/range.h"
+#include "softkvm/quirks.h"
 #include "softkvm/vcpu.h"
 
 #define NS_PER_S           UINT64_C(1000000000)
@@ -350,10 +351,34 @@ static void write_wall_clock(struct kvm_vcpu *v, uint64_t addr)
     }
 }
 
+/* Does the guest's CPUID offer the MSR? Asked only when that is to be enforced. Source: guest_pv_has(). */
+static bool is_offered(const struct kvm_vcpu *v, uint32_t index)
+{
+    static const struct {
+        uint32_t index, feature;
+    } of[] = {
+        {MSR_KVM_SYSTEM_TIME, KVM_FEATURE_CLOCKSOURCE}, {MSR_KVM_WALL_CLOCK, KVM_FEATURE_CLOCKSOURCE},
+        {MSR_KVM_SYSTEM_TIME_NEW, KVM_FEATURE_CLOCKSOURCE2}, {MSR_KVM_WALL_CLOCK_NEW, KVM_FEATURE_CLOCKSOURCE2},
+        {MSR_KVM_STEAL_TIME, KVM_FEATURE_STEAL_TIME}, {MSR_KVM_POLL_CONTROL, KVM_FEATURE_POLL_CONTROL},
+        {MSR_KVM_ASYNC_PF_EN, KVM_FEATURE_ASYNC_PF}, {MSR_KVM_ASYNC_PF_INT, KVM_FEATURE_ASYNC_PF_INT},
+        {MSR_KVM_ASYNC_PF_ACK, KVM_FEATURE_ASYNC_PF_INT},
+    };
+
+    for (size_t i = 0; v->pv_enforced && i < ARRAY_LEN(of); i++) {
+        if (of[i].index == index) {
+            return kvm_guest_pv_has(v, of[i].feature);
+        }
+    }
+    return true;
+}
+
 enum kvm_msr_result kvm_pvclock_get_msr(struct kvm_vcpu *v, uint32_t index, uint64_t *value)
 {
     const struct kvm_pvclock *pv = v->pvclock;
 
+    if (!is_offered(v, index)) {
+        return KVM_MSR_FAULT;
+    }
     switch (index) {
     case MSR_KVM_SYSTEM_TIME:
     case MSR_KVM_SYSTEM_TIME_NEW:
@@ -383,6 +408,9 @@ enum kvm_msr_result kvm_pvclock_set_msr(struct kvm_vcpu *v, uint32_t index, uint
 {
     struct kvm_pvclock *pv = v->pvclock;
 
+    if (!is_offered(v, index)) {
+        return KVM_MSR_FAULT;
+    }
     switch (index) {
     case MSR_KVM_SYSTEM_TIME:
     case MSR_KVM_SYSTEM_TIME_NEW:

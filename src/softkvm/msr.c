@@ -12,6 +12,7 @@
 #include "arch/regs.h"
 #include "cpu/regs.h"
 #include "softkvm/cpuid.h"
+#include "softkvm/tsc.h"
 #include "softkvm/vcpu.h"
 
 /* RDCL, IBRS_ALL, no L1D flush needed, SSB, MDS, PSCHANGE_MC, TAA, SBDR_SSDP, FBSDP, PSDP, FB_CLEAR,
@@ -29,6 +30,7 @@
 #define BIOS_SIGN_ID UINT64_C(0x100000000)
 
 #define MSR_PLATFORM_INFO      0xceu
+#define MSR_POWER_CTL          0x1fcu
 #define MSR_MISC_FEATURES      0x140u
 #define MSR_PERF_CAPS          0x345u
 #define MSR_TEMPERATURE_TARGET 0x1a2u
@@ -78,6 +80,7 @@ static const struct entry entries[] = {
     {X86_MSR_MTRR_DEFTYPE, RW, FIELD(msr.mtrr_def), 0xcff, 0},
     {MSR_PLATFORM_INFO, RO, FIELD(msr.platform_info), UINT64_MAX, 0},
     {MSR_MISC_FEATURES, RW, FIELD(msr.misc_features), 1, 0},
+    {MSR_POWER_CTL, RW, FIELD(msr.power_ctl), UINT64_MAX, 0},
     {MSR_PERF_CAPS, RO, FIELD(msr.perf_caps), UINT64_MAX, 0},
     {MSR_SMI_COUNT, RO, FIELD(msr.smi_count), UINT64_MAX, 0},
     {MSR_EBL_CR_POWERON, IGNORED, 0, 0, 0},
@@ -239,6 +242,9 @@ enum kvm_msr_result kvm_msr_get(struct kvm_vcpu *v, uint32_t index, uint64_t *va
         *value = v->msr.tsc_adjust;
         return KVM_MSR_DONE;
     }
+    if (index == MSR_PLATFORM_INFO && !by_host && v->vm->no_platform_info) {
+        return KVM_MSR_FAULT;
+    }
     return get_own(v, index, value);
 }
 
@@ -250,7 +256,11 @@ enum kvm_msr_result kvm_msr_set(struct kvm_vcpu *v, uint32_t index, uint64_t val
     if (r != KVM_MSR_UNKNOWN) {
         return r;
     }
-    if (index == X86_MSR_TSC && !by_host) {
+    if (index == X86_MSR_TSC && by_host) {
+        kvm_tsc_synchronize(v, value);
+        return KVM_MSR_DONE;
+    }
+    if (index == X86_MSR_TSC) {
         uint64_t before = cpu_read_tsc(v->cpu);
 
         v->msr.tsc_adjust += value - before;
@@ -289,6 +299,7 @@ static const uint32_t cpu_msrs[] = {
     X86_MSR_LSTAR,        X86_MSR_CSTAR,        X86_MSR_SFMASK,     X86_MSR_KERNEL_GS_BASE,
     X86_MSR_TSC_AUX,      X86_MSR_MCG_STATUS,   X86_MSR_MCG_CTL,    X86_MSR_FEATURE_CTRL,
     X86_MSR_ARCH_CAPS,    MSR_PLATFORM_INFO,    MSR_MISC_FEATURES,  MSR_SMI_COUNT,
+    MSR_POWER_CTL,
 };
 
 unsigned kvm_msr_list(uint32_t *out)

@@ -22,6 +22,7 @@
 #include "arch/regs.h"
 #include "cpu/regs.h"
 #include "cpu/run.h"
+#include "softkvm/cpuid.h"
 #include "softkvm/exit.h"
 #include "softkvm/mmu_pml.h"
 #include "softkvm/msr_filter.h"
@@ -475,6 +476,9 @@ int kvm_vcpu_run(struct kvm_vcpu *v)
 
     if (r < 0) {
         return r;
+    }
+    if (unlikely(v->quirks_seen != atomic_load_explicit(&v->vm->disabled_quirks, memory_order_relaxed))) {
+        kvm_cpuid_changed(v);
     }
     v->has_run = true;
     v->memory_touched = true;

@@ -18,6 +18,7 @@
 #include "softkvm/cpuid.h"
 #include "softkvm/msr.h"
 #include "softkvm/state.h"
+#include "softkvm/tsc.h"
 
 static int alloc_pages(struct kvm_vcpu *v)
 {
@@ -56,9 +57,9 @@ static int vcpu_init(struct kvm_vcpu *v)
         v->cpu->host_ram = &v->vm->host_ram;
         base_guard_refresh(); /* the program may have set its handlers since */
     }
-    v->cpu->tsc_offset = v->vm->tsc_offset;
-    v->cpu->tsc_ratio = UINT64_C(1) << 32;
     v->tsc_khz = v->vm->tsc_khz;
+    v->cpu->tsc_ratio = ((uint64_t)v->tsc_khz << 32) / v->vm->s->tsc_khz;
+    kvm_tsc_synchronize(v, 0);
     v->extint_vector = -1;
     v->mmio_gfn = UINT64_MAX;
     r = kvm_mmu_vcpu_init(v);

@@ -128,6 +128,8 @@ struct kvm_vcpu {
     bool fault_private;             /* the last memory fault meant private memory */
     bool memory_touched;            /* since the last guest entry user space may have written code */
     bool spun;           /* the last exit was a PAUSE too many: give way before the next entry */
+    bool pv_enforced;               /* KVM_CAP_ENFORCE_PV_FEATURE_CPUID */
+    uint64_t quirks_seen;           /* vm->disabled_quirks when the processor's features were derived */
     bool steal_on;                  /* the guest wants its steal time: every KVM_RUN renews it */
     uint64_t steal_renewed;         /* host TSC then */
     bool sigmask_set;
@@ -140,7 +142,7 @@ struct kvm_vcpu {
     uint8_t smi_pending;
     /* MSRs that the hypervisor keeps */
     struct {
-        uint64_t tsc_adjust, arch_caps, feature_ctrl, bios_sign, perf_caps, platform_info;
+        uint64_t tsc_adjust, arch_caps, feature_ctrl, bios_sign, perf_caps, platform_info, power_ctl;
         uint64_t mcg_cap, mcg_status, mcg_ctl, mce[4 * 32];
         uint64_t mtrr_def, mtrr_var[16], mtrr_fixed[11];
         uint64_t misc_features, smi_count;

@@ -14,6 +14,7 @@
 #include "softkvm/sigmask.h"
 #include "softkvm/state.h"
 #include "softkvm/stats.h"
+#include "softkvm/tsc.h"
 #include "softkvm/user.h"
 #include "softkvm/vcpu.h"
 
@@ -250,7 +251,14 @@ static int enable_cap(struct kvm_vcpu *v, const void *arg)
     struct kvm_enable_cap cap;
     int r = kvm_user_read(&cap, arg, sizeof(cap));
 
-    return r < 0 ? r : -EINVAL;
+    if (r < 0) {
+        return r;
+    }
+    if (cap.flags || cap.cap != KVM_CAP_ENFORCE_PV_FEATURE_CPUID) {
+        return -EINVAL;
+    }
+    v->pv_enforced = cap.args[0] != 0;
+    return 0;
 }
 
 static int state_ioctl(struct kvm_vcpu *v, unsigned long request, void *arg)
@@ -332,6 +340,10 @@ static int other_ioctl(struct kvm_vcpu *v, unsigned long request, void *arg)
         return kvm_prefault(v, arg);
     case KVM_X86_SETUP_MCE:
         return setup_mce(v, arg);
+    case KVM_HAS_DEVICE_ATTR:
+    case KVM_GET_DEVICE_ATTR:
+    case KVM_SET_DEVICE_ATTR:
+        return kvm_tsc_device_attr(v, request, arg);
     case KVM_ENABLE_CAP:
         return enable_cap(v, arg);
     case KVM_GET_STATS_FD:

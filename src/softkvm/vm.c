@@ -19,6 +19,7 @@ static void init_locks(struct kvm_vm *vm)
     pthread_mutex_init(&vm->lock, NULL);
     pthread_mutex_init(&vm->slots_lock, NULL);
     pthread_mutex_init(&vm->irq_lock, NULL);
+    pthread_mutex_init(&vm->tsc.lock, NULL);
 }
 
 /* Free all that a VM, whole or half made, has. Nobody else can reach it any more. */
@@ -46,6 +47,7 @@ static void vm_free(struct kvm_vm *vm)
     pthread_mutex_destroy(&vm->lock);
     pthread_mutex_destroy(&vm->slots_lock);
     pthread_mutex_destroy(&vm->irq_lock);
+    pthread_mutex_destroy(&vm->tsc.lock);
     free(vm);
 }
 
@@ -74,7 +76,6 @@ int kvm_vm_new(struct softkvm *s, unsigned long type, struct kvm_vm **out)
     vm->number = atomic_fetch_add(&s->next_vm, 1);
     vm->irq = &kvm_irq_chips;
     vm->tsc_khz = s->tsc_khz;
-    vm->tsc_offset = -(int64_t)__rdtsc();
     vm->max_vcpu_id = 0; /* not set: KVM_VM_MAX_VCPUS */
     atomic_store(&vm->refs, 1);
     init_locks(vm);

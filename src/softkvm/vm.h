@@ -64,10 +64,17 @@ struct kvm_vm {
     uint32_t bsp_id;                 /* KVM_SET_BOOT_CPU_ID; 0 */
     uint32_t max_vcpu_id;
     uint64_t tss_addr, identity_addr;
-    uint64_t disabled_quirks, disabled_exits;
+    _Atomic uint64_t disabled_quirks; /* read without the lock */
+    uint64_t disabled_exits;
+    bool no_platform_info;           /* KVM_CAP_MSR_PLATFORM_INFO is off: the guest's read faults */
     uint32_t tsc_khz;                /* default of new vCPUs */
-    int64_t tsc_offset;              /* so that a VM's counter starts at 0 at its creation */
     uint64_t exit_hypercalls;        /* KVM_CAP_EXIT_HYPERCALL: bits by KVM_HC_* */
+    struct kvm_tsc_sync {
+        pthread_mutex_t lock;
+        uint64_t last_ns, last_write; /* CLOCK_MONOTONIC of the last write, and what was written */
+        uint32_t last_khz;            /* 0: none yet */
+        int64_t offset;               /* of the vCPU written last */
+    } tsc;
     uint32_t user_msr_mask;          /* KVM_CAP_X86_USER_SPACE_MSR */
     _Atomic(struct kvm_msr_policy *) msr_filter; /* by exchange, read in read sections; null: all allowed */
     bool exception_payload, triple_fault_event;

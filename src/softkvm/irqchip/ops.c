@@ -14,6 +14,7 @@
 #include "softkvm/coalesced.h"
 #include "softkvm/irqchip/chips.h"
 #include "softkvm/irqchip/lapic.h"
+#include "softkvm/quirks.h"
 #include "softkvm/kvmclock.h"
 
 /* How much later than the vCPU itself the timer thread looks, while the vCPU sleeps on its own timer. */
@@ -211,6 +212,9 @@ static enum kvm_msr_result get_msr(struct kvm_vcpu *v, uint32_t index, uint64_t 
         *value = v->lapic ? kvm_lapic_timer_deadline(v->lapic) : 0;
         return KVM_MSR_DONE;
     case MSR_KVM_PV_EOI_EN:
+        if (!kvm_guest_pv_has(v, KVM_FEATURE_PV_EOI)) {
+            return KVM_MSR_FAULT;
+        }
         *value = v->lapic ? v->lapic->pv_eoi.msr : 0;
         return KVM_MSR_DONE;
     default:
@@ -237,6 +241,9 @@ static enum kvm_msr_result set_msr(struct kvm_vcpu *v, uint32_t index, uint64_t 
         atomic_fetch_or(&v->requests, KVM_REQUEST_CLOCK);
         return KVM_MSR_UNKNOWN;
     case MSR_KVM_PV_EOI_EN:
+        if (!kvm_guest_pv_has(v, KVM_FEATURE_PV_EOI)) {
+            return KVM_MSR_FAULT;
+        }
         return v->lapic ? result_of(kvm_lapic_set_pv_eoi(v->lapic, value)) : KVM_MSR_FAULT;
     default:
         return kvm_pvclock_set_msr(v, index, value);
@@ -283,8 +290,20 @@ static int64_t hc_send_ipi(struct kvm_vcpu *src, const uint64_t args[5])
     return sent;
 }
 
+/* Hypercalls that a feature bit of the guest's offers. */
+static bool is_offered(const struct kvm_vcpu *v, uint64_t number)
+{
+    return number == KVM_HC_KICK_CPU     ? kvm_guest_pv_has(v, KVM_FEATURE_PV_UNHALT)
+           : number == KVM_HC_SEND_IPI   ? kvm_guest_pv_has(v, KVM_FEATURE_PV_SEND_IPI)
+           : number == KVM_HC_SCHED_YIELD ? kvm_guest_pv_has(v, KVM_FEATURE_PV_SCHED_YIELD)
+                                          : true;
+}
+
 static bool hypercall(struct kvm_vcpu *v, const uint64_t args[5], uint64_t *ret)
 {
+    if (!is_offered(v, args[0])) {
+        return false;
+    }
     switch (args[0]) {
     case KVM_HC_KICK_CPU:
         *ret = (uint64_t)hc_kick(v->vm, args[2]);
