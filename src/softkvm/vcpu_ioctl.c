@@ -187,15 +187,6 @@ static int set_mp_state(struct kvm_vcpu *v, const void *arg)
     return 0;
 }
 
-/* Attributes of a vCPU: none is known. */
-static int device_attr(const void *arg)
-{
-    struct kvm_device_attr attr;
-    int r = kvm_user_read(&attr, arg, sizeof(attr));
-
-    return r < 0 ? r : -ENXIO;
-}
-
 static int translate(struct kvm_vcpu *v, void *arg)
 {
     struct kvm_translation t;
@@ -326,10 +317,6 @@ static int other_ioctl(struct kvm_vcpu *v, unsigned long request, void *arg)
         return kvm_sigmask_set(v, arg);
     case KVM_SET_GUEST_DEBUG:
         return set_guest_debug(v, arg);
-    case KVM_HAS_DEVICE_ATTR:
-    case KVM_GET_DEVICE_ATTR:
-    case KVM_SET_DEVICE_ATTR:
-        return device_attr(arg);
     case KVM_TRANSLATE:
         return translate(v, arg);
     case KVM_SET_TSC_KHZ:
