@@ -26,6 +26,9 @@ struct devices_board {
     uint64_t (*clock_ns)(void *opaque);
     void (*request)(void *opaque, enum devices_request what, uint32_t value);
     void *opaque;
+    /* The clock wants devices_rtc_expire() when clock_ns() reaches `when` (UINT64_MAX: no more), instead of what it
+     * wanted before. May be null: then its interrupts come late, at its next access. */
+    void (*rtc_timer)(void *opaque, uint64_t when);
 };
 
 /*

@@ -2,8 +2,11 @@
  * MC146818 clock with CMOS memory. Time is the host's at the start plus the guest's own clock, so that a
  * guest whose time is counted sees one time. A guest that sets the clock shifts it.
  *
- * Leaves out: the alarm, update and periodic interrupts (line 8 stays low; their flags do show in
- * register C), and daylight saving. Lock: the machine's device lock.
+ * Nothing counts: the flags of register C are worked out, for the time since they were last looked at, when
+ * somebody looks or a timer that was set for an enabled interrupt expires. Line 8 is high while an enabled flag is set;
+ * until register C has been read no timer runs, as nothing new could be seen.
+ *
+ * Leaves out: daylight saving, and the square wave. Lock: the machine's device lock.
  */
 #include "devices/rtc.h"
 
@@ -21,8 +24,15 @@
 #define B_SET    0x80u
 #define B_BINARY 0x04u
 #define B_24H    0x02u
-#define C_UPDATE 0x10u
+#define C_UPDATE   0x10u /* the enabling bits of register B have the same places */
+#define C_ALARM    0x20u
+#define C_PERIODIC 0x40u
+#define C_ANY      0x70u
+#define C_IRQ      0x80u
 #define D_VALID  0x80u
+#define LINE     8u
+#define ALARM_ANY 0xc0u /* an alarm register of this or more matches every value */
+#define DAY_S    INT64_C(86400)
 
 #define NS_PER_S    INT64_C(1000000000)
 #define UPDATE_LEAD 244000 /* ns before the second during which UIP shows */
@@ -32,7 +42,8 @@ struct devices_rtc {
     struct strata_region *region;
     uint8_t index, cmos[128];
     int64_t offset_ns;    /* UTC - guest clock */
-    int64_t last_update_s; /* second of the last read of register C */
+    int64_t seen_ns;       /* UTC up to which `flags` has been worked out */
+    uint8_t flags;         /* of register C */
     struct tm held;        /* what the guest writes while SET is on */
 };
 
@@ -70,12 +81,104 @@ static void current_time(const struct devices_rtc *r, struct tm *tm)
     gmtime_r(&seconds, tm);
 }
 
+static int64_t floor_div(int64_t a, int64_t b)
+{
+    return a / b - (a % b < 0);
+}
+
+/* Period of the periodic flag in ns; 0: none. Rates 1 and 2 are those of 8 and 9. */
+static int64_t period_ns(const struct devices_rtc *r)
+{
+    unsigned rate = r->cmos[REG_A] & 0xf;
+
+    if (rate == 0) {
+        return 0;
+    }
+    return NS_PER_S >> (16 - (rate < 3 ? rate + 7 : rate));
+}
+
+static bool alarm_field(const struct devices_rtc *r, unsigned reg, uint8_t value)
+{
+    return r->cmos[reg] >= ALARM_ANY || r->cmos[reg] == value;
+}
+
+/* Does the alarm go off in a second of (from, to]? */
+static bool alarm_between(const struct devices_rtc *r, int64_t from, int64_t to)
+{
+    if (to - from > DAY_S) {
+        from = to - DAY_S;
+    }
+    while (++from <= to) {
+        int64_t of_day = from - floor_div(from, DAY_S) * DAY_S;
+
+        if (alarm_field(r, 1, encode(r, (int)(of_day % 60))) && alarm_field(r, 3, encode(r, (int)(of_day / 60 % 60))) &&
+            alarm_field(r, 5, encode_hour(r, (int)(of_day / 3600)))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Work the flags out up to now. */
+static void catch_up(struct devices_rtc *r)
+{
+    int64_t from = r->seen_ns, to = now_ns(r), period = period_ns(r);
+    int64_t from_s = floor_div(from, NS_PER_S), to_s = floor_div(to, NS_PER_S);
+
+    r->seen_ns = to;
+    if (to <= from) {
+        return;
+    }
+    if (period && floor_div(from, period) != floor_div(to, period)) {
+        r->flags |= C_PERIODIC;
+    }
+    if (!(r->cmos[REG_B] & B_SET) && from_s != to_s) {
+        r->flags |= C_UPDATE;
+        r->flags |= alarm_between(r, from_s, to_s) ? C_ALARM : 0;
+    }
+}
+
+/* Bring the line and the timer to what the flags and their enabling bits say. */
+static void irq_update(struct devices_rtc *r)
+{
+    uint8_t enabled = r->cmos[REG_B] & C_ANY;
+    bool is_set = (r->cmos[REG_B] & B_SET) != 0;
+    int64_t when = INT64_MAX, period = period_ns(r);
+
+    if (r->flags & enabled) {
+        r->flags |= C_IRQ;
+    } else {
+        if ((enabled & C_PERIODIC) && period) {
+            when = (floor_div(r->seen_ns, period) + 1) * period;
+        }
+        if ((enabled & (C_UPDATE | C_ALARM)) && !is_set) {
+            int64_t second = (floor_div(r->seen_ns, NS_PER_S) + 1) * NS_PER_S;
+
+            when = second < when ? second : when;
+        }
+    }
+    r->board.irq(r->board.opaque, LINE, (r->flags & C_IRQ) != 0);
+    if (r->board.rtc_timer) {
+        r->board.rtc_timer(r->board.opaque, when == INT64_MAX ? UINT64_MAX : (uint64_t)(when - r->offset_ns));
+    }
+}
+
+/* See rtc.h. Source: Motorola's data sheet, "Interrupts". */
+void devices_rtc_expire(struct devices_rtc *r)
+{
+    catch_up(r);
+    irq_update(r);
+}
+
+/* Reading clears them and lowers the line. */
 static uint8_t read_flags(struct devices_rtc *r)
 {
-    int64_t second = now_ns(r) / NS_PER_S;
-    uint8_t flags = second != r->last_update_s ? C_UPDATE : 0;
+    uint8_t flags;
 
-    r->last_update_s = second;
+    catch_up(r);
+    flags = r->flags | (r->flags & r->cmos[REG_B] & C_ANY ? C_IRQ : 0);
+    r->flags = 0;
+    irq_update(r);
     return flags;
 }
 
@@ -151,13 +254,17 @@ static void set_field(struct devices_rtc *r, struct tm *tm, uint8_t value)
 
 static void apply_time(struct devices_rtc *r, struct tm *tm)
 {
+    catch_up(r);
     r->offset_ns = (int64_t)timegm(tm) * NS_PER_S - (int64_t)r->board.clock_ns(r->board.opaque);
+    r->seen_ns = now_ns(r);
+    irq_update(r);
 }
 
 static void write_control_b(struct devices_rtc *r, uint8_t value)
 {
     bool was_set = r->cmos[REG_B] & B_SET;
 
+    catch_up(r);
     if (!was_set && (value & B_SET)) {
         current_time(r, &r->held);
     }
@@ -165,6 +272,7 @@ static void write_control_b(struct devices_rtc *r, uint8_t value)
     if (was_set && !(value & B_SET)) {
         apply_time(r, &r->held);
     }
+    irq_update(r);
 }
 
 static void write_register(struct devices_rtc *r, uint8_t value)
@@ -189,13 +297,21 @@ static void write_register(struct devices_rtc *r, uint8_t value)
         apply_time(r, &tm);
         return;
     case REG_A:
+        catch_up(r);
         r->cmos[REG_A] = value & 0x7f;
+        irq_update(r);
         return;
     case REG_B:
         write_control_b(r, value);
         return;
     case REG_C:
     case REG_D:
+        return;
+    case 1:
+    case 3:
+    case 5:
+        catch_up(r);
+        r->cmos[r->index] = value;
         return;
     default:
         r->cmos[r->index] = value;
@@ -272,6 +388,7 @@ int devices_rtc_new(struct devices_rtc **out, const struct devices_board *board,
     }
     r->board = *board;
     r->offset_ns = start * NS_PER_S;
+    r->seen_ns = now_ns(r);
     fill_cmos(r, below_4g, above_4g);
     desc.opaque = r;
     ret = devices_ports_add(board, &desc, 0x70, &r->region, err);

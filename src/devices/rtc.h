@@ -11,4 +11,7 @@ int devices_rtc_new(struct devices_rtc **out, const struct devices_board *board,
                    uint64_t above_4g, int64_t start, struct base_error *err) must_check;
 void devices_rtc_free(struct devices_rtc *r);
 
+/* The time that board->rtc_timer() was told has come. Lock: the device lock. */
+void devices_rtc_expire(struct devices_rtc *r);
+
 #endif

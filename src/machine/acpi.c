@@ -236,9 +236,11 @@ static void add_serial(struct machine_aml *a)
 static void add_clock(struct machine_aml *a)
 {
     static const uint8_t pnp0b00[4] = {0x41, 0xd0, 0x0b, 0x00};
-    uint8_t r[8];
+    uint8_t r[8 + 3];
 
     resource_io(r, 0x70, 2);
+    r[8] = 0x22; /* interrupt line 8 */
+    put16(r + 9, 1u << 8);
     machine_aml_device_begin(a, "RTC0");
     machine_aml_eisa_id(a, "_HID", pnp0b00);
     machine_aml_resources(a, r, sizeof(r));

@@ -47,7 +47,7 @@ struct wait_set {
     struct pollfd fds[2 + MACHINE_MAX_SERIAL];
     int serial_of[2 + MACHINE_MAX_SERIAL];
     unsigned count;
-    int timeout;
+    int64_t timeout_ns; /* -1: none */
 };
 
 static void watch(struct wait_set *w, int fd, int serial)
@@ -56,17 +56,41 @@ static void watch(struct wait_set *w, int fd, int serial)
     w->serial_of[w->count++] = serial;
 }
 
+static int64_t shorter(int64_t a, int64_t b)
+{
+    return a < 0 || b < a ? b : a;
+}
+
+/* Serve the clock's timer if it is due, and wait no longer than for it. Lock: the device lock. */
+static void timers_look(struct machine *m, struct wait_set *w)
+{
+    uint64_t now;
+
+    if (m->rtc_when == UINT64_MAX) {
+        return;
+    }
+    now = m->board.clock_ns(m->board.opaque);
+    if (m->rtc_when <= now) {
+        m->rtc_when = UINT64_MAX;
+        devices_rtc_expire(m->rtc);
+    }
+    if (m->rtc_when != UINT64_MAX) {
+        w->timeout_ns = m->rtc_when > now ? (int64_t)(m->rtc_when - now) : 0;
+    }
+}
+
 static void fill_wait_set(struct machine *m, struct wait_set *w)
 {
     int i;
 
     memset(w, 0, sizeof(*w));
-    w->timeout = -1;
+    w->timeout_ns = -1;
     watch(w, m->wake_fd, -1);
     if (m->config.signal_fd >= 0) {
         watch(w, m->config.signal_fd, -2);
     }
     accel_lock(m->accel);
+    timers_look(m, w);
     for (i = 0; i < MACHINE_MAX_SERIAL; i++) {
         int fd = m->serials[i] ? devices_chardev_input_fd(m->chardevs[i]) : -1;
 
@@ -76,7 +100,7 @@ static void fill_wait_set(struct machine *m, struct wait_set *w)
         if (devices_serial_room(m->serials[i]) > 0) {
             watch(w, fd, i);
         } else {
-            w->timeout = FULL_WAIT;
+            w->timeout_ns = shorter(w->timeout_ns, FULL_WAIT * INT64_C(1000000));
         }
     }
     accel_unlock(m->accel);
@@ -116,18 +140,25 @@ static void take_signal(struct machine *m)
 
 static void serve(struct machine *m)
 {
+    struct timespec t;
     struct wait_set w;
+    uint64_t calls;
     unsigned i;
 
     fill_wait_set(m, &w);
-    if (poll(w.fds, w.count, w.timeout) <= 0) {
+    t = (struct timespec){w.timeout_ns / 1000000000, w.timeout_ns % 1000000000};
+    if (ppoll(w.fds, w.count, w.timeout_ns < 0 ? NULL : &t, NULL) <= 0) {
         return;
     }
     for (i = 0; i < w.count; i++) {
-        if (!w.fds[i].revents || w.serial_of[i] == -1) {
+        if (!w.fds[i].revents) {
             continue;
         }
-        if (w.serial_of[i] == -2) {
+        if (w.serial_of[i] == -1) {
+            if (read(m->wake_fd, &calls, sizeof(calls)) < 0) {
+                continue; /* taken already: what it announces is looked at all the same */
+            }
+        } else if (w.serial_of[i] == -2) {
             take_signal(m);
         } else {
             take_input(m, w.serial_of[i]);

@@ -34,12 +34,13 @@ struct machine {
     struct devices_chardev *chardevs[MACHINE_MAX_SERIAL], *debugcon;
     struct devices_serial *serials[MACHINE_MAX_SERIAL];
     struct devices_rtc *rtc;
+    uint64_t rtc_when; /* guest clock at which devices_rtc_expire() is due; device lock */
     struct devices_pci_host *pci;
     struct devices_acpi_pm *pm;
     struct devices_legacy *legacy;
     char boot_text[128];
 
-    /* The run. wake_fd is written by whoever ends it; outcome is set once. */
+    /* The run. wake_fd is written by whoever ends it or sets a timer; outcome is set once. */
     int wake_fd;
     atomic_bool ended;
     struct machine_result result;

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "machine/pc.h"
 
@@ -28,6 +29,21 @@ static void board_request(void *opaque, enum devices_request what, uint32_t valu
     };
 
     machine_end(opaque, outcomes[what], value, NULL);
+}
+
+/* The main loop waits for it; machine_run() is told by its eventfd. Lock: the device lock. */
+static void board_rtc_timer(void *opaque, uint64_t when)
+{
+    struct machine *m = opaque;
+    uint64_t one = 1;
+
+    if (when == m->rtc_when) {
+        return;
+    }
+    m->rtc_when = when;
+    if (when != UINT64_MAX && write(m->wake_fd, &one, sizeof(one)) < 0) {
+        return; /* full: the loop is awake already */
+    }
 }
 
 static void on_command(void *opaque, enum devices_chardev_command what)
@@ -125,7 +141,9 @@ int machine_devices_new(struct machine *m, struct base_error *err)
                                       .irq = board_irq,
                                       .clock_ns = board_clock,
                                       .request = board_request,
-                                      .opaque = m};
+                                      .opaque = m,
+                                      .rtc_timer = board_rtc_timer};
+    m->rtc_when = UINT64_MAX;
     ret = devices_pci_host_new(&m->pci, &m->board, err);
     if (ret == 0) {
         ret = devices_acpi_pm_new(&m->pm, &m->board, err);

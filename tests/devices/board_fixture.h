@@ -26,6 +26,7 @@ struct fixture {
     int level[24];
     unsigned edges[24];
     uint64_t clock;
+    uint64_t rtc_when;
     int requested; /* enum devices_request, -1: none */
     uint32_t value;
 };
@@ -51,6 +52,11 @@ static void fixture_request(void *opaque, enum devices_request what, uint32_t va
     f->value = value;
 }
 
+static void fixture_rtc_timer(void *opaque, uint64_t when)
+{
+    ((struct fixture *)opaque)->rtc_when = when;
+}
+
 static inline void fixture_init(struct fixture *f)
 {
     struct strata_region_desc desc = {.kind = STRATA_CONTAINER, .name = "io", .size = 65536};
@@ -61,7 +67,9 @@ static inline void fixture_init(struct fixture *f)
     assert_int_equal(strata_region_new(f->memory, &desc, &f->ports), 0);
     assert_int_equal(strata_space_new(f->memory, "I/O", f->ports, &f->io), 0);
     strata_space_set_open_bus(f->io, true);
-    f->board = (struct devices_board){f->memory, f->ports, fixture_irq, fixture_clock, fixture_request, f};
+    f->board = (struct devices_board){f->memory, f->ports, fixture_irq, fixture_clock, fixture_request, f,
+                                      fixture_rtc_timer};
+    f->rtc_when = UINT64_MAX;
 }
 
 static inline void fixture_fini(struct fixture *f)

@@ -150,6 +150,89 @@ static void clock_and_cmos(void **state)
     fixture_fini(&f);
 }
 
+static void set_cmos(struct fixture *f, uint8_t index, uint8_t value)
+{
+    out(f, 0x70, 1, index);
+    out(f, 0x71, 1, value);
+}
+
+/* The timer that the clock asked for comes. */
+static void rtc_time_passes(struct fixture *f, struct devices_rtc *r)
+{
+    assert_int_not_equal(f->rtc_when, UINT64_MAX);
+    assert_true(f->rtc_when > f->clock);
+    f->clock = f->rtc_when;
+    f->rtc_when = UINT64_MAX;
+    devices_rtc_expire(r);
+}
+
+/* Line 8: periodic, update-ended and alarm interrupts; each once until register C is read. */
+static void clock_interrupts(void **state)
+{
+    const uint64_t second = UINT64_C(1000000000);
+    struct devices_rtc *r;
+    struct base_error err;
+    struct fixture f;
+
+    fixture_init(&f);
+    f.clock = 123;
+    assert_int_equal(devices_rtc_new(&r, &f.board, UINT64_C(3) << 30, 0, 1795219198, &err), 0);
+    assert_int_equal(f.rtc_when, UINT64_MAX);
+    set_cmos(&f, 5, 0x12); /* not at midnight, which is near */
+    f.clock = second + 5;
+    assert_int_equal(cmos(&f, 0x0c), 0x50); /* flags rise without being enabled; no line, IRQF clear */
+    assert_int_equal(cmos(&f, 0x0c), 0);
+    assert_int_equal(f.edges[8], 0);
+    /* Periodic, 1,024 Hz (rate 6). */
+    set_cmos(&f, 0x0b, 0x42);
+    for (unsigned i = 1; i <= 3; i++) {
+        uint64_t before = f.clock;
+
+        rtc_time_passes(&f, r);
+        assert_in_range(f.clock - before, 1, second / 1024 + 1);
+        assert_int_equal(f.edges[8], i);
+        assert_int_equal(f.rtc_when, UINT64_MAX); /* nothing new can be seen before register C is read */
+        assert_int_equal(cmos(&f, 0x0c), 0xc0);
+        assert_int_equal(f.level[8], 0);
+    }
+    /* Rate 15: 2 Hz; 0: none. */
+    set_cmos(&f, 0x0a, 0x2f);
+    rtc_time_passes(&f, r);
+    assert_int_equal(f.clock % (second / 2), 0);
+    cmos(&f, 0x0c);
+    set_cmos(&f, 0x0a, 0x20);
+    assert_int_equal(f.rtc_when, UINT64_MAX);
+    /* Update-ended: at the full second. */
+    set_cmos(&f, 0x0b, 0x12);
+    f.clock++;
+    rtc_time_passes(&f, r);
+    assert_int_equal(f.clock % second, 0);
+    assert_int_equal(f.level[8], 1);
+    assert_int_equal(cmos(&f, 0x0c), 0x90);
+    /* Alarm: any hour, minute 2, second 5, past midnight of 23:59:58 + clock. */
+    set_cmos(&f, 5, 0xc0);
+    set_cmos(&f, 3, 0x02);
+    set_cmos(&f, 1, 0x05);
+    set_cmos(&f, 0x0b, 0x22);
+    for (unsigned i = 0; !f.level[8]; i++) {
+        assert_in_range(i, 0, 200);
+        rtc_time_passes(&f, r);
+    }
+    assert_int_equal(cmos(&f, 2), 0x02);
+    assert_int_equal(cmos(&f, 0), 0x05);
+    assert_int_equal(cmos(&f, 0x0c), 0xb0);
+    /* A night goes by in one look. */
+    f.clock += 100000 * second;
+    assert_int_equal(cmos(&f, 0x0c), 0xb0);
+    /* No updates while SET; the timer stops. */
+    set_cmos(&f, 0x0b, 0xb2);
+    assert_int_equal(f.rtc_when, UINT64_MAX);
+    f.clock += 10 * second;
+    assert_int_equal(cmos(&f, 0x0c), 0);
+    devices_rtc_free(r);
+    fixture_fini(&f);
+}
+
 static void pci(void **state)
 {
     static struct devices_pci_function card;
@@ -297,7 +380,8 @@ static void mux(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(serial), cmocka_unit_test(clock_and_cmos), cmocka_unit_test(pci),
+        cmocka_unit_test(serial), cmocka_unit_test(clock_and_cmos),
+        cmocka_unit_test(clock_interrupts), cmocka_unit_test(pci),
         cmocka_unit_test(acpi),   cmocka_unit_test(small_ports),    cmocka_unit_test(mux),
     };
 
