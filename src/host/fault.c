@@ -514,10 +514,12 @@ int host_handle_mm_fault(struct host_mm *mm, hva_t addr, unsigned flags)
         } else if (err == -EFAULT && !rechecked) {
             /* What is known may be old: rights are given back without a word as they are taken. */
             rechecked = true;
-            err = host_mm_recheck(mm, hva(f.addr), hva(f.addr + PAGE_SIZE)) > 0 ? 0 : -EFAULT;
-            if (err) {
+            err = host_mm_recheck(mm, hva(f.addr), hva(f.addr + PAGE_SIZE));
+            if (err <= 0) {
+                err = err ? err : -EFAULT;
                 break;
             }
+            err = 0;
         } else if (err == -ENOMEM && tries++ < RECLAIM_TRIES &&
                    host_mm_reclaim(mm, RECLAIM_BATCH)) {
             err = 0;

@@ -39,15 +39,15 @@ void kvm_host_ram_note(struct kvm_vm *vm, uint64_t hva_start, uint64_t bytes)
     }
 }
 
-/* Has anything changed, so that the guest should try again? */
-static bool learn(struct kvm_vcpu *v, hva_t page, bool is_poison)
+/* Has anything changed, so that the guest should try again? 1, 0, or -ENOMEM. */
+static int learn(struct kvm_vcpu *v, hva_t page, bool is_poison)
 {
     struct host_mm *mm = v->vm->s->mm;
 
     if (is_poison && host_mm_poison(mm, page) == 0) {
-        return true; /* the next fault there gives -EHWPOISON */
+        return 1; /* the next fault there gives -EHWPOISON */
     }
-    return host_mm_recheck(mm, page, hva(page.v + PAGE_SIZE)) > 0;
+    return host_mm_recheck(mm, page, hva(page.v + PAGE_SIZE));
 }
 
 /*
@@ -58,13 +58,18 @@ static bool learn(struct kvm_vcpu *v, hva_t page, bool is_poison)
 int kvm_host_gone(struct kvm_vcpu *v, hva_t addr, bool is_poison)
 {
     hva_t page = hva(addr.v & PAGE_MASK);
+    int learnt;
 
     KVM_COUNT(&v->counters.host_faults);
     if (v->host_fault_page != page.v) {
         v->host_fault_page = page.v;
         v->host_fault_tries = 0;
     }
-    if (learn(v, page, is_poison) || ++v->host_fault_tries < MAX_TRIES) {
+    learnt = learn(v, page, is_poison);
+    if (learnt == -ENOMEM) {
+        return learnt;
+    }
+    if (learnt > 0 || ++v->host_fault_tries < MAX_TRIES) {
         return 0;
     }
     v->host_fault_page = 0;
