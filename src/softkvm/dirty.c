@@ -38,6 +38,7 @@ static bool take_all(struct kvm_vm *vm, struct kvm_memslot *slot, uint64_t *copy
 {
     bool flush = false;
 
+    TRACE(&vm->s->trace, dirty_take, "slot %llu pages %llx", slot->id, slot->npages);
     memset(copy, 0, slot->dirty_words * 8);
     pthread_rwlock_wrlock(&vm->mmu.lock);
     for (size_t i = 0; i < slot->dirty_words; i++) {

@@ -68,6 +68,7 @@ void kvm_mmu_zap_mmio(struct kvm_vm *vm)
 void kvm_mmu_split_slot(struct kvm_vm *vm, const struct kvm_memslot *slot, uint64_t first, uint64_t npages)
 {
     if (vm->mmu.eager_split && vm->mmu.ops->split_range && npages) {
+        TRACE(&vm->s->trace, dirty_split, "slot %llu first %llx pages %llx", slot->id, first, npages);
         vm->mmu.ops->split_range(vm, slot, gfn(slot->base_gfn + first),
                                  gfn(slot->base_gfn + first + npages - 1));
     }
@@ -81,6 +82,7 @@ void kvm_mmu_protect_slot(struct kvm_vm *vm, struct kvm_memslot *slot)
     bool flush;
 
     kvm_mmu_split_slot(vm, slot, 0, slot->npages);
+    TRACE(&vm->s->trace, dirty_protect_slot, "slot %llu pages %llx", slot->id, slot->npages);
     pthread_rwlock_wrlock(&vm->mmu.lock);
     flush = vm->mmu.ops->protect_slot_locked(vm, slot);
     pthread_rwlock_unlock(&vm->mmu.lock);
@@ -106,6 +108,7 @@ void kvm_mmu_recover_huge(struct kvm_vm *vm, struct kvm_memslot *slot)
 {
     struct kvm_dead_tables dead = {0};
 
+    TRACE(&vm->s->trace, dirty_recover_huge, "slot %llu", slot->id);
     pthread_rwlock_wrlock(&vm->mmu.lock);
     vm->mmu.ops->recover_huge_locked(vm, slot, &dead);
     pthread_rwlock_unlock(&vm->mmu.lock);
@@ -162,9 +165,9 @@ static void invalidate_start(struct host_notifier *n, const struct host_mmu_rang
     }
     kvm_slots_for_hva(kvm_slots_active(&vm->slots), range->start, range->end, zap_slot_part, &w);
     pthread_rwlock_unlock(&mmu->lock);
-    kvm_mmu_finish(vm, &w.dead);
     TRACE(&vm->s->trace, invalidate_start, "hva %llx end %llx event %llu", range->start.v,
           range->end.v, range->event);
+    kvm_mmu_finish(vm, &w.dead);
     atomic_fetch_add_explicit(&vm->counters.invalidations, 1, memory_order_relaxed);
 }
 
@@ -176,6 +179,7 @@ static void invalidate_end(struct host_notifier *n, const struct host_mmu_range 
     atomic_fetch_add(&mmu->inv_seq, 1);
     atomic_fetch_sub(&mmu->inv_count, 1);
     pthread_rwlock_unlock(&mmu->lock);
+    TRACE(&notifier_vm(n)->s->trace, invalidate_end, "hva %llx end %llx", range->start.v, range->end.v);
 }
 
 struct age_work {
@@ -360,6 +364,7 @@ void kvm_mmu_flush(struct kvm_vm *vm)
     struct kvm_vcpu *v;
     uint32_t i;
 
+    TRACE(&vm->s->trace, mmu_flush, "processors %llu", kvm_vm_nr_vcpus(vm));
     atomic_fetch_add_explicit(&vm->counters.remote_flushes, 1, memory_order_relaxed);
     kvm_for_each_vcpu (i, v, vm) {
         cpu_request_flush(v->cpu);

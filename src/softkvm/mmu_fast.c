@@ -56,6 +56,7 @@ static enum kvm_fault_result try_once(struct kvm_fault *f, bool *again)
     }
     if (new & ~old & KVM_PTE_W) {
         kvm_slot_mark_dirty(f->v, f->slot, f->frame);
+        TRACE(&f->vm->s->trace, dirty_mark_fast, "gfn %llx", f->frame.v);
     }
     if (kvm_pte_is_tracked(fmt, old)) {
         KVM_COUNT(&f->v->counters.untracked);

@@ -36,6 +36,8 @@ static bool recording;
 static const char *const *wanted; /* prefixes of the names that belong to the flow */
 
 static const char *const access_names[] = {"access_", NULL};
+static const char *const dirty_names[] = {"access_", "dirty_", "mmu_", "slots_", NULL};
+static const char *const invalidate_names[] = {"access_", "invalidate_", "mmu_", NULL};
 static const char *const topology_names[] = {"topology_", "slots_", NULL};
 
 static bool is_wanted(const char *name)
@@ -89,20 +91,22 @@ struct vm {
     struct accel_endpoint *ep;
     int sys, vm, vcpu;
     struct kvm_run *run;
-    unsigned char *ram;
+    unsigned char *ram, *all;
 };
 
 #define RAM_SIZE (8u << 20)
 
-static int vm_new(struct vm *v)
+/* Page tables of one size, or as the host maps. */
+static int vm_new_with(struct vm *v, unsigned max_page_level)
 {
-    struct accel_soft_options options = {.trace = flow_record, .max_page_level = 1};
+    struct accel_soft_options options = {.trace = flow_record, .max_page_level = max_page_level};
     struct kvm_userspace_memory_region m = {.memory_size = RAM_SIZE};
     struct kvm_sregs s;
     int err;
 
     v->ep = accel_endpoint_soft_new(&options, NULL);
-    v->ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    v->all = mmap(NULL, 2 * RAM_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    v->ram = v->all + (RAM_SIZE - (uintptr_t)v->all % RAM_SIZE) % RAM_SIZE; /* huge pages are possible */
     m.userspace_addr = (uintptr_t)v->ram;
     v->sys = v->ep->ops->open_system(v->ep);
     v->vm = accel_ioctl(v->ep, v->sys, KVM_CREATE_VM, 0);
@@ -121,10 +125,15 @@ static int vm_new(struct vm *v)
     return 0;
 }
 
+static int vm_new(struct vm *v)
+{
+    return vm_new_with(v, 1);
+}
+
 static void vm_free(struct vm *v)
 {
     v->ep->ops->free(v->ep);
-    munmap(v->ram, RAM_SIZE);
+    munmap(v->all, 2 * RAM_SIZE);
 }
 
 /* Run code at 0x1000 until it halts, answering device reads. */
@@ -179,6 +188,110 @@ static int scenario_device(void)
 static int scenario_device_again(void)
 {
     return run_access(load_device, sizeof(load_device), true);
+}
+
+/* ---- dirty log ---- */
+
+static const unsigned char store[] = {0x67, 0x88, 0x03, 0xf4}; /* mov %al, (%ebx); hlt */
+
+static int set_logging(struct vm *v, bool on)
+{
+    struct kvm_userspace_memory_region m = {.flags = on ? KVM_MEM_LOG_DIRTY_PAGES : 0, .memory_size = RAM_SIZE,
+                                            .userspace_addr = (uintptr_t)v->ram};
+
+    return accel_ioctl_ptr(v->ep, v->vm, KVM_SET_USER_MEMORY_REGION, &m);
+}
+
+static int get_log(struct vm *v)
+{
+    uint64_t bits[RAM_SIZE / 4096 / 64];
+    struct kvm_dirty_log log = {.dirty_bitmap = bits};
+
+    return accel_ioctl_ptr(v->ep, v->vm, KVM_GET_DIRTY_LOG, &log);
+}
+
+/* Steps of the dirty log in order; the watched one is the step of that number. */
+static int run_dirty(int watched)
+{
+    struct vm v;
+    int ret = vm_new_with(&v, 2);
+
+    ret = ret ? ret : vm_run(&v, store, sizeof(store));
+    for (int step = 0; !ret && step <= watched; step++) {
+        if (step == watched) {
+            flow_start(dirty_names);
+        }
+        switch (step) {
+        case 0:
+            ret = set_logging(&v, true);
+            break;
+        case 1:
+        case 3:
+            ret = vm_run(&v, store, sizeof(store));
+            break;
+        case 2:
+            ret = get_log(&v);
+            break;
+        default:
+            ret = set_logging(&v, false);
+            break;
+        }
+    }
+    recording = false;
+    vm_free(&v);
+    return ret;
+}
+
+static int scenario_logging_on(void)
+{
+    return run_dirty(0);
+}
+
+static int scenario_logged_write(void)
+{
+    return run_dirty(1);
+}
+
+static int scenario_harvest(void)
+{
+    return run_dirty(2);
+}
+
+static int scenario_logging_off(void)
+{
+    return run_dirty(4);
+}
+
+/* ---- invalidation ---- */
+
+/* The process discards the page that the guest reads; watched is that, or the guest's next read. */
+static int run_discard(bool next)
+{
+    struct vm v;
+    int ret = vm_new(&v);
+
+    ret = ret ? ret : vm_run(&v, load, sizeof(load));
+    flow_start(invalidate_names);
+    if (!ret) {
+        v.ep->ops->memory_discarded(v.ep, v.ram + 0x300000, 4096);
+    }
+    if (next) {
+        flow_start(invalidate_names);
+        ret = ret ? ret : vm_run(&v, load, sizeof(load));
+    }
+    recording = false;
+    vm_free(&v);
+    return ret;
+}
+
+static int scenario_discard(void)
+{
+    return run_discard(false);
+}
+
+static int scenario_after_discard(void)
+{
+    return run_discard(true);
 }
 
 /* A tree with RAM, attached to the software engine; `change` is watched. */
@@ -245,6 +358,12 @@ static const struct {
     {"shadow.md", "A store to a directory", flow_shadow_upper},
     {"shadow.md", "A store to a last-level table, then a load of CR3", flow_shadow_unsync},
     {"shadow.md", "The guest's own fault", flow_shadow_guest},
+    {"dirty.md", "Logging goes on", scenario_logging_on},
+    {"dirty.md", "The first write to a page", scenario_logged_write},
+    {"dirty.md", "A harvest", scenario_harvest},
+    {"dirty.md", "Logging goes off", scenario_logging_off},
+    {"invalidation.md", "The process discards a page", scenario_discard},
+    {"invalidation.md", "The next access", scenario_after_discard},
 };
 
 /* ---- documents ---- */
