@@ -73,17 +73,22 @@ int mini_gmem(struct mini *m, uint64_t size, uint64_t flags)
     return mini_vm_ioctl(m, KVM_CREATE_GUEST_MEMFD, &g);
 }
 
-struct mini *mini_vm(unsigned long type)
+struct mini *mini_vm_with(const struct softkvm_options *options, unsigned long type)
 {
     struct mini *m = calloc(1, sizeof(*m));
 
     assert_non_null(m);
-    m->s = softkvm_new(NULL, NULL, 0);
+    m->s = softkvm_new(options, NULL, 0);
     assert_non_null(m->s);
     m->kvm = softkvm_open_system(m->s);
     m->vm = mini_sys(m, KVM_CREATE_VM, (void *)type);
     assert_true(m->vm >= 0);
     return m;
+}
+
+struct mini *mini_vm(unsigned long type)
+{
+    return mini_vm_with(NULL, type);
 }
 
 static void flat(struct mini *m, unsigned i)

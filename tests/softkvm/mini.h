@@ -28,6 +28,8 @@ struct mini {
 
 /* An engine and a VM of the type, without slots or vCPUs; the test goes on by mini_vcpus(). */
 struct mini *mini_vm(unsigned long type);
+/* The same with options of the engine; null: the defaults. */
+struct mini *mini_vm_with(const struct softkvm_options *options, unsigned long type);
 /* Slot 0, and n vCPUs in flat 32-bit mode. */
 void mini_vcpus(struct mini *m, unsigned n);
 /* The same in long mode, by tables that lie in low memory: 1 GiB one to one, and from 1 GiB on the same again
