@@ -8,9 +8,10 @@
 #include "accel/internal.h"
 
 #include <errno.h>
+#include <linux/kvm_para.h>
 #include <string.h>
 
-#include "accel/abi.h"
+#include "softkvm/kvm_abi.h"
 #include "base/addr.h"
 
 /*
@@ -130,18 +131,18 @@ static bool convert(struct accel_vcpu *v, uint64_t gpa, uint64_t size, bool to_p
 /* A page touched the other way: the guest means it to be so from now on. */
 static bool exit_memory_fault(struct accel_vcpu *v)
 {
-    struct accel_exit_memory_fault fault;
+    struct softkvm_memory_fault fault;
     char text[120];
 
-    memcpy(&fault, &v->run->hw, sizeof(fault));
-    if (!v->accel->confidential || fault.flags & ~ACCEL_MEMORY_FAULT_FLAG_PRIVATE) {
+    fault = *softkvm_run_memory_fault(v->run);
+    if (!v->accel->confidential || fault.flags & ~KVM_MEMORY_EXIT_FLAG_PRIVATE) {
         snprintf(text, sizeof(text), "vCPU %u: no memory behind 0x%llx, size 0x%llx, flags 0x%llx", v->index,
                  (unsigned long long)fault.gpa, (unsigned long long)fault.size,
                  (unsigned long long)fault.flags);
         accel_tell_stop(v->accel, ACCEL_STOP_INTERNAL_ERROR, text);
         return false;
     }
-    return convert(v, fault.gpa, fault.size, fault.flags & ACCEL_MEMORY_FAULT_FLAG_PRIVATE);
+    return convert(v, fault.gpa, fault.size, fault.flags & KVM_MEMORY_EXIT_FLAG_PRIVATE);
 }
 
 /* Only the conversion of pages is asked for; what is refused the guest is told, not the user. */
@@ -151,14 +152,14 @@ static bool exit_hypercall(struct accel_vcpu *v)
     uint64_t gpa = run->hypercall.args[0], pages = run->hypercall.args[1];
     int ret = -EINVAL;
 
-    if (run->hypercall.nr != ACCEL_HC_MAP_GPA_RANGE || !v->accel->confidential) {
+    if (run->hypercall.nr != KVM_HC_MAP_GPA_RANGE || !v->accel->confidential) {
         run->hypercall.ret = (uint64_t)-ENOSYS;
         return true;
     }
     if (pages <= UINT64_MAX >> PAGE_SHIFT) {
         accel_lock(v->accel);
         ret = accel_private_convert(v->accel, gpa, pages << PAGE_SHIFT,
-                                    run->hypercall.args[2] & ACCEL_MAP_GPA_RANGE_ENCRYPTED);
+                                    run->hypercall.args[2] & KVM_MAP_GPA_RANGE_ENCRYPTED);
         accel_unlock(v->accel);
     }
     run->hypercall.ret = (uint64_t)(int64_t)ret;
@@ -220,7 +221,7 @@ static const struct exit_kind kinds[ACCEL_EXIT_KINDS] = {
     [KVM_EXIT_SYSTEM_EVENT] = {"system-event", exit_system_event},
     [KVM_EXIT_IOAPIC_EOI] = {"ioapic-eoi", exit_again},
     [KVM_EXIT_DIRTY_RING_FULL] = {"dirty-ring-full", exit_ring_full},
-    [ACCEL_EXIT_MEMORY_FAULT] = {"memory-fault", exit_memory_fault},
+    [KVM_EXIT_MEMORY_FAULT] = {"memory-fault", exit_memory_fault},
 };
 
 /*

@@ -15,7 +15,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "accel/abi.h"
+#include "softkvm/kvm_abi.h"
 #include "accel/slots.h"
 #include "strata/discard.h"
 
@@ -43,7 +43,7 @@ static struct accel_private **find(struct accel_slots *s, const struct strata_ra
  */
 int accel_private_fd(struct accel_slots *s, struct strata_ram *ram)
 {
-    struct accel_create_guest_memfd args = {.size = strata_ram_max_size(ram)};
+    struct kvm_create_guest_memfd args = {.size = strata_ram_max_size(ram)};
     struct accel_private **at = find(s, ram), *p;
     int fd;
 
@@ -54,7 +54,7 @@ int accel_private_fd(struct accel_slots *s, struct strata_ram *ram)
     if (!p) {
         return -ENOMEM;
     }
-    fd = accel_ioctl_ptr(s->accel->ep, s->accel->vm_fd, ACCEL_CREATE_GUEST_MEMFD, &args);
+    fd = accel_ioctl_ptr(s->accel->ep, s->accel->vm_fd, KVM_CREATE_GUEST_MEMFD, &args);
     if (fd < 0) {
         free(p);
         return fd;
@@ -93,10 +93,10 @@ void accel_private_fini(struct accel_slots *s)
 
 static int set_attributes(struct accel *a, uint64_t gpa, uint64_t size, bool is_private)
 {
-    struct accel_memory_attributes args = {
-        .address = gpa, .size = size, .attributes = is_private ? ACCEL_MEMORY_ATTRIBUTE_PRIVATE : 0};
+    struct kvm_memory_attributes args = {
+        .address = gpa, .size = size, .attributes = is_private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0};
 
-    return accel_ioctl_ptr(a->ep, a->vm_fd, ACCEL_SET_MEMORY_ATTRIBUTES, &args);
+    return accel_ioctl_ptr(a->ep, a->vm_fd, KVM_SET_MEMORY_ATTRIBUTES, &args);
 }
 
 /* Returns: 0 or -errno of the ioctl. Lock: s->lock. Source: QEMU's rule that such memory starts private. */
@@ -136,7 +136,7 @@ static struct accel_slot *private_slot(struct accel_slots *s, uint64_t gpa)
 {
     struct accel_slot *slot = accel_slot_table_from(&s->table, gpa);
 
-    return slot && slot->d.gpa <= gpa && slot->d.flags & ACCEL_MEM_GUEST_MEMFD ? slot : NULL;
+    return slot && slot->d.gpa <= gpa && slot->d.flags & KVM_MEM_GUEST_MEMFD ? slot : NULL;
 }
 
 /* Does every byte of [gpa, gpa + size) lie in slots with a private half? */
@@ -274,14 +274,14 @@ int accel_private_convert(struct accel *a, uint64_t gpa, uint64_t size, bool to_
  */
 int accel_prefault(struct accel *a, uint64_t gpa, uint64_t size)
 {
-    struct accel_pre_fault args = {.gpa = gpa, .size = size};
+    struct kvm_pre_fault_memory args = {.gpa = gpa, .size = size};
     int ret = 0;
 
     if (!a->has_prefault) {
         return -EOPNOTSUPP;
     }
     while (args.size && ret >= 0) {
-        ret = accel_ioctl_ptr(a->ep, a->vcpus[0].fd, ACCEL_PRE_FAULT_MEMORY, &args);
+        ret = accel_ioctl_ptr(a->ep, a->vcpus[0].fd, KVM_PRE_FAULT_MEMORY, &args);
         if (ret == -EINTR || ret == -EAGAIN) {
             ret = 0;
         }

@@ -19,7 +19,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "accel/abi.h"
+#include "softkvm/kvm_abi.h"
 #include "accel/slots.h"
 #include "strata/dirty.h"
 
@@ -349,8 +349,8 @@ int accel_ring_enable(struct accel *a, uint32_t entries, struct base_error *err)
         return base_error_set(err, -ret, "dirty-ring-size=%u: %s", entries, strerror(-ret));
     }
     a->ring_entries = entries;
-    if (accel_ioctl(a->ep, a->vm_fd, KVM_CHECK_EXTENSION, ACCEL_CAP_DIRTY_RING_WITH_BITMAP) > 0) {
-        a->ring_bitmap = enable_cap(a, ACCEL_CAP_DIRTY_RING_WITH_BITMAP, 0) >= 0;
+    if (accel_ioctl(a->ep, a->vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP) > 0) {
+        a->ring_bitmap = enable_cap(a, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 0) >= 0;
     }
     return 0;
 }

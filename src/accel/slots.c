@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "accel/abi.h"
+#include "softkvm/kvm_abi.h"
 
 /*
  * Remember the first update that failed and end the run: the guest's memory is no longer what the tree
@@ -82,7 +82,7 @@ bool accel_slot_of_section(const struct accel_slots *s, const struct strata_sect
     out->ram = strata_region_ram(section->region);
     out->ram_offset = section->offset + skip;
     if (s->accel->confidential && out->ram && strata_ram_flags(out->ram) & STRATA_RAM_GUEST_MEMFD) {
-        out->flags |= ACCEL_MEM_GUEST_MEMFD;
+        out->flags |= KVM_MEM_GUEST_MEMFD;
     }
     return true;
 }
@@ -154,7 +154,7 @@ int accel_slot_list_push(struct accel *a, struct accel_slot_list *l, const struc
 int accel_slot_tell(struct accel_slots *s, const struct accel_slot *slot, uint64_t size)
 {
     struct accel *a = s->accel;
-    struct accel_memory_region2 region = {
+    struct kvm_userspace_memory_region2 region = {
         .slot = slot->id,
         .flags = slot->d.flags,
         .guest_phys_addr = slot->d.gpa,
@@ -171,7 +171,7 @@ int accel_slot_tell(struct accel_slots *s, const struct accel_slot *slot, uint64
     };
     int fd;
 
-    if (!(slot->d.flags & ACCEL_MEM_GUEST_MEMFD)) {
+    if (!(slot->d.flags & KVM_MEM_GUEST_MEMFD)) {
         return accel_ioctl_ptr(a->ep, a->vm_fd, KVM_SET_USER_MEMORY_REGION, &plain);
     }
     fd = accel_private_fd(s, slot->d.ram);
@@ -179,7 +179,7 @@ int accel_slot_tell(struct accel_slots *s, const struct accel_slot *slot, uint64
         return fd;
     }
     region.guest_memfd = (uint32_t)fd;
-    return accel_ioctl_ptr(a->ep, a->vm_fd, ACCEL_SET_USER_MEMORY_REGION2, &region);
+    return accel_ioctl_ptr(a->ep, a->vm_fd, KVM_SET_USER_MEMORY_REGION2, &region);
 }
 
 static void delete_slot(struct accel_slots *s, const struct accel_slot_desc *gone)
@@ -217,7 +217,7 @@ static void add_slot(struct accel_slots *s, const struct accel_slot_desc *wanted
     TRACE(&s->accel->trace, topology_slot_create, "slot %llu gpa %llx size %llx hva %llx", slot->id, slot->d.gpa,
           slot->d.size, slot->d.hva);
     ret = accel_slot_tell(s, slot, slot->d.size);
-    if (ret == 0 && slot->d.flags & ACCEL_MEM_GUEST_MEMFD) {
+    if (ret == 0 && slot->d.flags & KVM_MEM_GUEST_MEMFD) {
         ret = accel_private_begin(s, slot);
     }
     if (ret < 0) {

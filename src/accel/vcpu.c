@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "accel/abi.h"
+#include "softkvm/kvm_abi.h"
 #include "base/addr.h"
 
 static void kick_handler(int sig)
@@ -186,7 +186,7 @@ static bool run_once(struct accel_vcpu *v)
         atomic_fetch_add_explicit(&v->interrupted, 1, memory_order_relaxed);
         return true;
     }
-    if ((ret == -EFAULT || ret == -EHWPOISON) && v->run->exit_reason == ACCEL_EXIT_MEMORY_FAULT &&
+    if ((ret == -EFAULT || ret == -EHWPOISON) && v->run->exit_reason == KVM_EXIT_MEMORY_FAULT &&
         a->has_memory_faults) {
         return accel_exit_handle(v);
     }

@@ -9,10 +9,11 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <linux/kvm_para.h>
 #include <string.h>
 #include <time.h>
 
-#include "accel/abi.h"
+#include "softkvm/kvm_abi.h"
 
 /* Where Intel processors without unrestricted guest keep their real-mode helper pages: below the
  * firmware's top 256 KiB, in an area that the memory map reserves. */
@@ -107,12 +108,12 @@ static int enable_cap(struct accel *a, uint32_t cap, uint64_t arg)
 /* Pages of such a VM can be private: the engine must know attributes, and tell of conversions. */
 static int set_up_confidential(struct accel *a, struct base_error *err)
 {
-    if (!(extension(a, ACCEL_CAP_MEMORY_ATTRIBUTES) & (int)ACCEL_MEMORY_ATTRIBUTE_PRIVATE) ||
-        extension(a, ACCEL_CAP_GUEST_MEMFD) <= 0 || extension(a, ACCEL_CAP_USER_MEMORY2) <= 0) {
+    if (!(extension(a, KVM_CAP_MEMORY_ATTRIBUTES) & (int)KVM_MEMORY_ATTRIBUTE_PRIVATE) ||
+        extension(a, KVM_CAP_GUEST_MEMFD) <= 0 || extension(a, KVM_CAP_USER_MEMORY2) <= 0) {
         return base_error_set(err, EOPNOTSUPP, "confidential=on: %s has no private guest memory", accel_engine(a));
     }
-    if (extension(a, KVM_CAP_EXIT_HYPERCALL) & 1 << ACCEL_HC_MAP_GPA_RANGE) {
-        enable_cap(a, KVM_CAP_EXIT_HYPERCALL, 1u << ACCEL_HC_MAP_GPA_RANGE);
+    if (extension(a, KVM_CAP_EXIT_HYPERCALL) & 1 << KVM_HC_MAP_GPA_RANGE) {
+        enable_cap(a, KVM_CAP_EXIT_HYPERCALL, 1u << KVM_HC_MAP_GPA_RANGE);
     }
     a->confidential = true;
     return 0;
@@ -146,13 +147,13 @@ static int create_vm(struct accel *a, struct base_error *err)
     unsigned long type = 0;
 
     if (a->properties.confidential) {
-        int types = accel_ioctl(a->ep, a->system_fd, KVM_CHECK_EXTENSION, ACCEL_CAP_VM_TYPES);
+        int types = accel_ioctl(a->ep, a->system_fd, KVM_CHECK_EXTENSION, KVM_CAP_VM_TYPES);
 
-        if (types <= 0 || !(types & 1 << ACCEL_VM_SW_PROTECTED)) {
+        if (types <= 0 || !(types & 1 << KVM_X86_SW_PROTECTED_VM)) {
             return base_error_set(err, EOPNOTSUPP, "confidential=on: %s has no VM with private memory",
                                   accel_engine(a));
         }
-        type = ACCEL_VM_SW_PROTECTED;
+        type = KVM_X86_SW_PROTECTED_VM;
     }
     return accel_ioctl(a->ep, a->system_fd, KVM_CREATE_VM, type);
 }
@@ -181,8 +182,8 @@ int accel_vm_create(struct accel *a, struct base_error *err)
     a->coalesced_page = ret > 0 ? ret : 0;
     a->has_readonly_mem = extension(a, KVM_CAP_READONLY_MEM) > 0;
     a->has_coalesced_pio = extension(a, KVM_CAP_COALESCED_PIO) > 0;
-    a->has_memory_faults = extension(a, ACCEL_CAP_MEMORY_FAULT_INFO) > 0;
-    a->has_prefault = extension(a, ACCEL_CAP_PRE_FAULT_MEMORY) > 0;
+    a->has_memory_faults = extension(a, KVM_CAP_MEMORY_FAULT_INFO) > 0;
+    a->has_prefault = extension(a, KVM_CAP_PRE_FAULT_MEMORY) > 0;
     ret = extension(a, KVM_CAP_NR_MEMSLOTS);
     a->max_slots = ret > 0 ? ret : 32;
     a->max_slot_size = a->properties.max_slot_size ? a->properties.max_slot_size : MAX_SLOT_SIZE;

@@ -110,9 +110,15 @@ static int compare_words(const void *a, const void *b)
 static void say_entries(struct player *p, uint64_t *keys, size_t n)
 {
     char text[2000] = "";
-    size_t at = 0;
+    size_t at = 0, kept = 0;
 
     qsort(keys, n, sizeof(*keys), compare_words);
+    for (size_t i = 0; i < n && player_has(p, "unique"); i++) {
+        if (i == 0 || keys[i] != keys[i - 1]) {
+            keys[kept++] = keys[i];
+        }
+    }
+    n = player_has(p, "unique") ? kept : n;
     for (size_t i = 0; i < n; i++) {
         size_t first = i;
 
@@ -129,7 +135,8 @@ static void say_entries(struct player *p, uint64_t *keys, size_t n)
     player_say(p, "ring %zu:%s", n, n ? text : " empty");
 }
 
-/* harvest [max=N] [keep]: take the ring's entries and print them; keep: leave their flags as they are. */
+/* harvest [max=N] [keep] [unique]: take the ring's entries and print them; keep: leave their flags as they
+ * are; unique: each page once. */
 static int cmd_harvest(struct player *p)
 {
     struct player_vcpu *v = player_cur(p);
@@ -158,10 +165,12 @@ static int cmd_harvest(struct player *p)
     return 0;
 }
 
-/* reset: KVM_RESET_DIRTY_RINGS. */
+/* reset [bool]: KVM_RESET_DIRTY_RINGS, how many; bool: whether it went well. */
 static int cmd_reset(struct player *p)
 {
-    player_result(p, accel_ioctl(p->ep, p->vm, KVM_RESET_DIRTY_RINGS, 0));
+    int ret = accel_ioctl(p->ep, p->vm, KVM_RESET_DIRTY_RINGS, 0);
+
+    player_result(p, ret > 0 && player_has(p, "bool") ? 0 : ret);
     return 0;
 }
 
