@@ -35,6 +35,7 @@ has_kvm() {
 
 for guest in real long paging mmio portio smc irq smp; do
     judge soft $guest
+    judge soft,mmu=shadow $guest
     if has_kvm; then
         judge kvm $guest
     else
@@ -43,4 +44,5 @@ for guest in real long paging mmio portio smc irq smp; do
     fi
 done
 judge soft extra
+judge soft,mmu=shadow extra
 echo "1..$n"
