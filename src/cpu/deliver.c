@@ -190,26 +190,35 @@ static bool deliver_gate(struct cpu *cpu, const struct cpu_op *op, struct gate *
     return true;
 }
 
-/* Through a task gate: the error code goes onto the new task's stack. */
-static bool deliver_task(struct cpu *cpu, const struct cpu_op *op, const struct gate *g)
+/* The new task is entered; the error code goes onto its stack. */
+static bool push_task_error(struct cpu *cpu, const struct cpu_op *op)
 {
     struct cpu_stack st;
-    unsigned size;
 
-    if (!cpu_task_switch(cpu, op, g->sel, CPU_TASK_EVENT, cpu_deliver_rip(cpu))) {
-        return false;
-    }
+    cpu->task_rest.left = CPU_TASK_WHOLE;
     if (!cpu->event.has_error) {
         return true;
     }
-    size = cpu->tr.type & 8 ? 4 : 2;
     cpu_stack_current(cpu, &st);
-    if (!cpu_stack_push(cpu, op, &st, size, cpu->event.error)) {
+    if (!cpu_stack_push(cpu, op, &st, cpu->tr.type & 8 ? 4 : 2, cpu->event.error)) {
+        cpu->task_rest.left = cpu->exit.reason != CPU_EXIT_NONE ? CPU_TASK_ERROR_CODE : CPU_TASK_WHOLE;
         return false;
     }
     cpu_stack_commit(cpu, &st);
     cpu_update_mode(cpu);
     return true;
+}
+
+/* Through a task gate. */
+static bool deliver_task(struct cpu *cpu, const struct cpu_op *op, const struct gate *g)
+{
+    return cpu_task_switch(cpu, op, g->sel, CPU_TASK_EVENT, cpu_deliver_rip(cpu)) && push_task_error(cpu, op);
+}
+
+/* An exit was in the middle of that. */
+static bool deliver_task_rest(struct cpu *cpu, const struct cpu_op *op)
+{
+    return (cpu->task_rest.left == CPU_TASK_ERROR_CODE || cpu_task_finish(cpu, op)) && push_task_error(cpu, op);
 }
 
 static bool deliver_protected(struct cpu *cpu, const struct cpu_op *op)
@@ -234,6 +243,9 @@ static bool deliver_protected(struct cpu *cpu, const struct cpu_op *op)
 /* One attempt, by the mode's own way. */
 bool cpu_deliver_once(struct cpu *cpu, const struct cpu_op *op)
 {
+    if (unlikely(cpu->task_rest.left != CPU_TASK_WHOLE)) {
+        return deliver_task_rest(cpu, op);
+    }
     if (cpu->mode & CPU_MODE_REAL) {
         return cpu_deliver_real(cpu, op);
     }

@@ -68,6 +68,7 @@ void cpu_reset(struct cpu *cpu, bool init)
     cpu->dr6 = RESET_DR6;
     cpu->dr7 = RESET_DR7;
     cpu->event.type = cpu->fault.type = cpu->deferred.type = CPU_EVENT_NONE;
+    cpu->task_rest.left = CPU_TASK_WHOLE;
     cpu->restart_alone = 0;
     cpu->ahead.pos = cpu->ahead.end = 0;
     cpu->interrupt_shadow = cpu->nmi_blocked = 0;

@@ -29,6 +29,7 @@
 #include "cpu/peers.h"
 #include "cpu/replay.h"
 #include "cpu/request.h"
+#include "cpu/seg.h"
 #include "cpu/system.h"
 #include "cpu/tlb.h"
 #include "cpu/walk.h"
@@ -232,6 +233,10 @@ static void guest_run(struct cpu *cpu)
         }
         if (unlikely(cpu_block_is_full(cpu))) {
             cpu_block_flush(cpu);
+        }
+        if (unlikely(cpu->task_rest.left != CPU_TASK_WHOLE) && cpu->task_rest.reason != CPU_TASK_EVENT) {
+            cpu_task_resume(cpu);
+            continue;
         }
         if (unlikely(cpu->restart_alone)) {
             step(cpu);

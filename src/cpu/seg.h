@@ -193,6 +193,8 @@ void cpu_priv_set(struct cpu *cpu, unsigned cpl);
 /* task.c */
 enum cpu_task_reason { CPU_TASK_JMP, CPU_TASK_CALL, CPU_TASK_IRET, CPU_TASK_EVENT };
 
+bool cpu_task_finish(struct cpu *cpu, const struct cpu_op *op) must_check;
+void cpu_task_resume(struct cpu *cpu);
 bool cpu_task_switch(struct cpu *cpu, const struct cpu_op *op, uint16_t sel, enum cpu_task_reason reason,
                      uint64_t next_rip) must_check;
 

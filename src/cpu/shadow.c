@@ -138,6 +138,7 @@ bool cpu_shadow_reflect(struct cpu *cpu, uint32_t code)
                            .payload = cpu->exit.pf.gva.v};
 
     cpu->fault = ev;
+    cpu->task_rest.left = CPU_TASK_WHOLE;
     cpu->restart_alone = 0;
     cpu->replay.count = 0;
     cpu->replay.next = 0;

@@ -140,6 +140,17 @@ struct cpu_shadow {
     } write[CPU_TABLE_WRITES];
 };
 
+/* What is left of a task switch whose new task could not be entered for an exit: the second half is tried again. */
+enum cpu_task_left { CPU_TASK_WHOLE, CPU_TASK_SEGMENTS, CPU_TASK_ERROR_CODE };
+
+struct cpu_task_rest {
+    uint8_t left;            /* enum cpu_task_left */
+    uint8_t reason;          /* enum cpu_task_reason */
+    bool trap;
+    uint16_t ldt, sel[CPU_NSEGS];
+    uint32_t eip, eflags;
+};
+
 struct cpu {
     /* Hot: the operations' own. */
     uint64_t regs[CPU_NREGS];
@@ -208,6 +219,7 @@ struct cpu {
     uint16_t pml_index;          /* entry that the next page goes to: 511 down; above: full */
     uint8_t npt_levels;          /* 4 or 5: the second stage has AMD's format; 0: Intel's */
     struct cpu_shadow shadow;
+    struct cpu_task_rest task_rest;
     unsigned maxphyaddr;         /* guest-physical width, bits */
     struct cpu_mmu *mmu;         /* TLB and translation caches, tlb.h */
     const struct cpu_host_ram *host_ram; /* where faults are the guest RAM's, guard.h; NULL: nowhere. Borrowed */

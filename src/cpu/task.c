@@ -11,8 +11,10 @@
  */
 #include <string.h>
 
+#include "cpu/chain.h"
 #include "cpu/far.h"
 #include "cpu/flags.h"
+#include "cpu/shadow.h"
 #include "cpu/system.h"
 #include "cpu/tlb.h"
 #include "cpu/walk.h"
@@ -256,7 +258,7 @@ static bool load_task_seg(struct cpu *cpu, const struct cpu_op *op, enum cpu_seg
 }
 
 /* CS and SS first, as they decide the privilege under which the rest is judged. */
-static bool load_task_segs(struct cpu *cpu, const struct cpu_op *op, const struct task *t)
+static bool load_task_segs(struct cpu *cpu, const struct cpu_op *op, const struct cpu_task_rest *t)
 {
     static const uint8_t order[] = {CPU_CS, CPU_SS, CPU_ES, CPU_DS, CPU_FS, CPU_GS};
     unsigned cpl = t->sel[CPU_CS] & 3;
@@ -302,6 +304,59 @@ static void enter_task(struct cpu *cpu, const struct cpu_op *op, const struct ta
 }
 
 /*
+ * The second half of a switch: cpu->task_rest has the new task's selectors. On an exit it stays, and
+ * cpu_task_resume() or the delivery of the event comes here again. op: RIP is the new task's.
+ */
+bool cpu_task_finish(struct cpu *cpu, const struct cpu_op *op)
+{
+    struct cpu_task_rest *r = &cpu->task_rest;
+    bool ok;
+
+    r->left = CPU_TASK_WHOLE;
+    ok = load_ldt(cpu, op, r->ldt) && load_task_segs(cpu, op, r);
+    cpu_update_mode(cpu);
+    if (!ok) {
+        r->left = cpu->exit.reason != CPU_EXIT_NONE ? CPU_TASK_SEGMENTS : CPU_TASK_WHOLE;
+        return false;
+    }
+    if (r->eip > cpu->seg[CPU_CS].limit) {
+        return cpu_raise_code(cpu, op, X86_GP, 0);
+    }
+    if (r->trap) {
+        cpu->db_pending |= DB_BT;
+    }
+    return true;
+}
+
+/* An exit was in the middle of a switch by JMP, CALL or IRET: go on. The operation's function is never called; that it
+ * has one tells it from a delivery's. */
+void cpu_task_resume(struct cpu *cpu)
+{
+    struct cpu_op op = {.fn = cpu_op_stale, .nth = 1, .seg = 6, .pgoff = (uint16_t)page_offset(cpu->rip)};
+
+    cpu->regs[CPU_IP_PAGE] = cpu->rip - op.pgoff;
+    if (cpu_task_finish(cpu, &op)) {
+        cpu_retire(cpu, &op);
+        cpu->nmi_blocked &= cpu->task_rest.reason != CPU_TASK_IRET;
+    }
+}
+
+/* Under shadow tables the PDPTEs come from the hypervisor, by an exit: before anything of the old task is left. */
+static bool pdptes_ready(struct cpu *cpu, const struct cpu_op *op, const struct task *t)
+{
+    uint64_t pdpte[4];
+
+    if (!cpu->shadow.on || !t->wide || !(cpu->cr0 & X86_CR0_PG) || !(cpu->cr4 & X86_CR4_PAE)) {
+        return true;
+    }
+    if (!cpu_shadow_pdptes(cpu, op, t->cr3, pdpte)) {
+        return false;
+    }
+    cpu_shadow_give_pdptes(cpu, t->cr3, pdpte); /* to the load that follows */
+    return true;
+}
+
+/*
  * Switch to the task of TSS selector `sel`. next_rip: where the old task goes on. The old task's CPL has
  * been held against gate or descriptor by the caller. On success the caller must retire its operation; RIP is
  * the new task's. False: fault or exit; the fault may already be the new task's.
@@ -310,11 +365,10 @@ bool cpu_task_switch(struct cpu *cpu, const struct cpu_op *op, uint16_t sel, enu
                      uint64_t next_rip)
 {
     struct task t;
-    bool ok;
 
     memset(&t, 0, sizeof(t));
     if (!find_task(cpu, op, sel, reason == CPU_TASK_IRET, &t) || !read_task(cpu, op, &t) ||
-        !leave_old(cpu, op, &t, reason, next_rip)) {
+        !pdptes_ready(cpu, op, &t) || !leave_old(cpu, op, &t, reason, next_rip)) {
         return false;
     }
     if (t.wide && (cpu->cr0 & X86_CR0_PG) && (cpu->cr4 & X86_CR4_PAE)) {
@@ -325,16 +379,8 @@ bool cpu_task_switch(struct cpu *cpu, const struct cpu_op *op, uint16_t sel, enu
         cpu_tlb_load_cr3(cpu, t.cr3);
     }
     enter_task(cpu, op, &t);
-    ok = load_ldt(cpu, op, t.ldt) && load_task_segs(cpu, op, &t);
-    cpu_update_mode(cpu);
-    if (!ok) {
-        return false;
-    }
-    if (t.eip > cpu->seg[CPU_CS].limit) {
-        return cpu_raise_code(cpu, op, X86_GP, 0);
-    }
-    if (t.trap) {
-        cpu->db_pending |= DB_BT;
-    }
-    return true;
+    cpu->task_rest = (struct cpu_task_rest){.reason = (uint8_t)reason, .trap = t.trap, .ldt = t.ldt, .eip = t.eip,
+                                            .eflags = t.eflags};
+    memcpy(cpu->task_rest.sel, t.sel, sizeof(t.sel));
+    return cpu_task_finish(cpu, op);
 }

@@ -464,6 +464,44 @@ static void a_grant_that_does_not_help(void **state)
     pg_free(g);
 }
 
+/* A switch to a task with tables of its own: exits come in its middle, for the PDPTEs, the TSS and descriptors, which
+ * the new tables have not mapped yet. By a jump, and by a task gate with an error code. */
+static void task_switches(void **state)
+{
+    static const uint8_t jump[] = {0xea, 0, 0, 0, 0, 0x30, 0}, load_bad[] = {0x66, 0xb8, 0xf8, 0xff, 0x8e, 0xd8};
+    const uint32_t tss = 0xa000, gate[2] = {0x300000, 0x8500}, entry = 0x9000;
+
+    for (unsigned i = 0; i < 4; i++) {
+        struct pg *g = pg_new(SOFTKVM_MMU_SHADOW, i & 1 ? PG_PAE : PG_32);
+        struct kvm_regs regs = {.rip = 0x9100, .rflags = 2, .rsp = 0x6000};
+        uint32_t t[26] = {[7] = (uint32_t)pg_root(g, 1), [8] = entry, [9] = 2, [14] = 0x5000, [11] = 0x1234,
+                          [18] = 0x10, [19] = 8, [20] = 0x10, [21] = 0x10, [22] = 0x10, [23] = 0x10, [25] = 104u << 16};
+        uint64_t desc = (uint64_t)tss << 16 | 0x67 | UINT64_C(0x89) << 40;
+        struct kvm_sregs s;
+
+        memcpy(g->ram + 0x2030, &desc, 8);
+        memcpy(g->ram + 0x3000 + 13 * 8, gate, 8);
+        memcpy(g->ram + tss, t, sizeof(t));
+        g->ram[entry] = 0xf4;
+        memcpy(g->ram + 0x9100, i & 2 ? load_bad : jump, sizeof(load_bad) + !(i & 2));
+        assert_int_equal(softkvm_ioctl(g->s, g->vcpu, KVM_SET_REGS, &regs), 0);
+        assert_int_equal(softkvm_ioctl(g->s, g->vcpu, KVM_RUN, NULL), 0);
+        assert_int_equal(g->run->exit_reason, KVM_EXIT_HLT);
+        assert_int_equal(softkvm_ioctl(g->s, g->vcpu, KVM_GET_REGS, &regs), 0);
+        assert_int_equal(softkvm_ioctl(g->s, g->vcpu, KVM_GET_SREGS, &s), 0);
+        assert_int_equal(regs.rip, entry + 1);
+        assert_int_equal(regs.rcx, 0x1234);
+        assert_int_equal(s.cr3, pg_root(g, 1));
+        assert_int_equal(s.cs.selector, 8);
+        assert_int_equal(s.ss.selector, 0x10);
+        assert_int_equal(s.tr.selector, 0x30);
+        assert_int_equal(regs.rsp, i & 2 ? 0x4ffc : 0x5000);
+        assert_int_equal(*(uint32_t *)(void *)(g->ram + 0x4ffc), i & 2 ? 0xfff8 : 0);
+        pg_check(g);
+        pg_free(g);
+    }
+}
+
 /* A slot with tables in it goes, and one with other contents comes. */
 static void tables_in_a_slot_that_is_replaced(void **state)
 {
@@ -514,6 +552,7 @@ int main(void)
         cmocka_unit_test(long_reverse_maps),
         cmocka_unit_test(a_grant_that_does_not_help),
         cmocka_unit_test(tables_in_a_slot_that_is_replaced),
+        cmocka_unit_test(task_switches),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
