@@ -68,7 +68,7 @@ struct strata_mapping {
  * and no memory there. */
 STRATA_PUBLIC int strata_map(struct strata_space *space, strata_addr addr, uint64_t len, bool write,
                              struct strata_mapping *m);
-/* Like strata_map, with attributes in m->attrs, which also travel with the write-back. */
+/* Like strata_map, with attributes in m->attrs, which in strict mode travel with the write-back, too. */
 STRATA_PUBLIC int strata_map_attrs(struct strata_space *space, strata_addr addr, uint64_t len,
                                    bool write, struct strata_mapping *m);
 /* accessed: bytes really read or written (marked dirty, or written back). -EINVAL: not a mapping. */

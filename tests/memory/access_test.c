@@ -30,9 +30,12 @@ static uint64_t probe_read(void *opaque, strata_addr addr, unsigned size)
 
     probe_note(p, 'r', addr, size);
     if (p->reenter) {
+        struct strata_space *space = p->reenter;
         uint8_t b;
 
-        p->inner = strata_read(p->reenter, 0x1000, STRATA_ATTRS_NONE, &b, 1);
+        p->reenter = NULL; /* once */
+        p->inner = strata_read(space, 0x1000, STRATA_ATTRS_NONE, &b, 1);
+        p->reenter = space;
     }
     for (unsigned i = 0; i < size; i++) {
         unsigned at = p->big ? size - 1 - i : i;
@@ -256,8 +259,28 @@ static void reentry_is_refused(void **state)
     assert_int_equal(warnings, 1);
     assert_true(strata_owner_reentries(owner) == 2);
     strata_region_set_reentrant(two, true);
-    p.len = 0;
-    p.reenter = b.space;
+    strata_read(b.space, 0, STRATA_ATTRS_NONE, &v, 1);
+    assert_int_equal(p.inner, STRATA_OK); /* the region opted out */
+    strata_region_set_reentrant(two, false);
+    strata_region_set_lockless(two, true);
+    strata_read(b.space, 0, STRATA_ATTRS_NONE, &v, 1);
+    assert_int_equal(p.inner, STRATA_OK); /* lockless: no guard */
+    strata_region_set_lockless(two, false);
+    assert_int_equal(strata_region_set_readonly(two, true), 0);
+    strata_read(b.space, 0, STRATA_ATTRS_NONE, &v, 1);
+    assert_int_equal(p.inner, STRATA_OK); /* read-only */
+    assert_int_equal(strata_region_set_readonly(two, false), 0);
+    strata_read(b.space, 0, STRATA_ATTRS_NONE, &v, 1);
+    assert_int_equal(p.inner, STRATA_ACCESS_ERROR);
+    strata_owner_allow_reentry(owner, true);
+    strata_read(b.space, 0, STRATA_ATTRS_NONE, &v, 1);
+    assert_int_equal(p.inner, STRATA_OK); /* the device as a whole */
+    strata_owner_allow_reentry(owner, false);
+    assert_int_equal(strata_region_remove(two), 0);
+    help_add(b.root, 0x1000, help_region(b.mem, STRATA_RAM, "ram", 0x1000), 0);
+    strata_read(b.space, 0, STRATA_ATTRS_NONE, &v, 1);
+    assert_int_equal(p.inner, STRATA_OK); /* RAM */
+    assert_int_equal(warnings, 1);
     help_done(&b);
 }
 
@@ -364,7 +387,8 @@ static void software_eventfds(void **state)
     struct board b = help_board(NULL);
     struct strata_io_ops ops = probe_ops(1, 4, 1, 4);
     struct probe p = {.big = false};
-    struct strata_region *dev = help_device(b.mem, "d", 64, &ops, &p);
+    struct strata_io_ops big_ops = ops;
+    struct strata_region *dev = help_device(b.mem, "d", 64, &ops, &p), *big;
     int fd = eventfd(0, EFD_NONBLOCK);
     struct strata_eventfd ev = {.addr = 8, .size = 2, .match_data = true, .data = 0x1234, .fd = fd};
     uint64_t count = 0;
@@ -379,6 +403,15 @@ static void software_eventfds(void **state)
     strata_store(b.space, 8, 4, STRATA_LITTLE_ENDIAN, 0x1234);
     probe_expect(&p, "w8/2 w8/4 ");
     assert_int_equal(read(fd, &count, 8), -1);
+    big_ops.endian = STRATA_BIG_ENDIAN; /* data is meant as the device has it */
+    big = help_device(b.mem, "big", 64, &big_ops, &p);
+    help_add(b.root, 0x1000, big, 0);
+    assert_int_equal(strata_region_add_eventfd(big, &ev), 0);
+    strata_store(b.space, 0x1008, 2, STRATA_LITTLE_ENDIAN, 0x1234);
+    probe_expect(&p, "w8/2 ");
+    strata_store(b.space, 0x1008, 2, STRATA_BIG_ENDIAN, 0x1234);
+    probe_expect(&p, "");
+    assert_int_equal(read(fd, &count, 8), 8);
     close(fd);
     help_done(&b);
 }

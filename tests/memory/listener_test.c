@@ -226,6 +226,31 @@ static void begin_drains(void **state)
     help_done(&s.b);
 }
 
+/* A region that asks for it has buffered writes delivered before each access. */
+static void access_drains(void **state)
+{
+    struct stage s;
+    struct strata_region *dev;
+    uint64_t v;
+
+    stage_up(&s, &all_ops);
+    strata_listener_unregister(s.l[1]);
+    dev = help_region(s.b.mem, STRATA_IO, "dev", 0x100);
+    help_add(s.b.root, 0, dev, 0);
+    s.log.len = 0;
+    s.log.text[0] = '\0';
+    strata_load(s.b.space, 0, 4, STRATA_LITTLE_ENDIAN, &v);
+    expect(&s.log, "");
+    strata_region_set_flush_coalesced(dev, true);
+    strata_load(s.b.space, 0, 4, STRATA_LITTLE_ENDIAN, &v);
+    strata_store(s.b.space, 0, 4, STRATA_LITTLE_ENDIAN, v);
+    expect(&s.log, "x:flush x:flush ");
+    strata_region_set_flush_coalesced(dev, false);
+    strata_load(s.b.space, 0, 4, STRATA_LITTLE_ENDIAN, &v);
+    expect(&s.log, "");
+    help_done(&s.b);
+}
+
 static void on_sync_global(void *o, bool last_stage)
 {
     note(o, "sync%d", last_stage);
@@ -490,6 +515,7 @@ int main(void)
         cmocka_unit_test(eventfd_differences),
         cmocka_unit_test(coalesced_ranges),
         cmocka_unit_test(begin_drains),
+        cmocka_unit_test(access_drains),
         cmocka_unit_test(late_registration),
         cmocka_unit_test(tracking_rolls_back),
         cmocka_unit_test(migratable_is_told),

@@ -195,6 +195,7 @@ static void iommu_translates(void **state)
     struct iommu_board x;
     uint8_t buf[0x2000];
     struct strata_iotlb e;
+    struct strata_discard_manager *m;
     struct strata_ram *ram;
     uint64_t offset;
     bool readonly;
@@ -222,6 +223,13 @@ static void iommu_translates(void **state)
     assert_int_equal(strata_iotlb_resolve(&e, &ram, &offset, &readonly), -ERANGE);
     e.translated = 0x500000;
     assert_int_equal(strata_iotlb_resolve(&e, &ram, &offset, &readonly), -EFAULT);
+    assert_int_equal(strata_discard_manager_new(x.ram, 0x1000, &m), 0);
+    assert_int_equal(strata_discard_populate(m, 0x2000, 0x1000), 0);
+    e.mask = 0xfff;
+    e.translated = 0x102000;
+    assert_int_equal(strata_iotlb_resolve(&e, &ram, &offset, &readonly), 0);
+    e.translated = 0x103000; /* not there */
+    assert_int_equal(strata_iotlb_resolve(&e, &ram, &offset, &readonly), -ENODATA);
     strata_read_end(x.b.mem);
     x.unit.target = x.dma; /* an IOMMU that leads to itself ends, too */
     x.unit.page[1] = 0x1000;
