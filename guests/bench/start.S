@@ -3,6 +3,8 @@
  * one to one by 2 MiB pages, and calls bench_main(command line). Also the interrupt entries that the
  * loops of bench.c measure.
  */
+#include "../long_mode.inc"
+
         .section .multiboot, "ax"
         .align 4
         .long   0x1BADB002, 0x00000003, -(0x1BADB002 + 0x00000003)
@@ -16,47 +18,8 @@ _start:
         cli
         mov     $stack_top, %esp
         mov     %ebx, info
-        /* Four page directories of 2 MiB pages, one to one. */
-        mov     $pd, %edi
-        mov     $0x83, %eax
-        xor     %edx, %edx
-1:      mov     %eax, (%edi)
-        mov     %edx, 4(%edi)
-        add     $8, %edi
-        add     $0x200000, %eax
-        jnc     1b
-        mov     $pdpt, %edi
-        mov     $pd + 3, %eax
-        mov     $4, %ecx
-2:      mov     %eax, (%edi)
-        add     $8, %edi
-        add     $0x1000, %eax
-        loop    2b
-        movl    $pdpt + 3, pml4
-        mov     %cr4, %eax
-        or      $0x20, %eax
-        mov     %eax, %cr4
-        mov     $pml4, %eax
-        mov     %eax, %cr3
-        mov     $0xc0000080, %ecx
-        rdmsr
-        or      $0x100, %eax
-        wrmsr
-        mov     %cr0, %eax
-        or      $0x80000001, %eax
-        mov     %eax, %cr0
-        lgdt    gdt_pointer
-        ljmp    $8, $long_mode
-
-        .code64
-long_mode:
-        mov     $16, %eax
-        mov     %eax, %ds
-        mov     %eax, %es
-        mov     %eax, %ss
-        xor     %eax, %eax
-        mov     %eax, %fs
-        mov     %eax, %gs
+        map_one_to_one pml4, pdpt, pd
+        go_long pml4, gdt_pointer
         mov     $stack_top, %rsp
         mov     info(%rip), %edi
         call    bench_main

@@ -2,6 +2,8 @@
  * Entry of the small guests: a Multiboot 1 image that goes to long mode with the first 4 GiB mapped one to
  * one by 2 MiB pages, and calls guest_main(information). Returning ends the guest as content.
  */
+#include "../long_mode.inc"
+
         .section .multiboot, "a"
         .align 4
         .long   0x1BADB002, 0x00000003, -(0x1BADB002 + 0x00000003)
@@ -13,22 +15,7 @@ _start:
         cli
         mov     $boot_stack, %esp
         mov     %ebx, information
-        mov     $boot_pd, %edi
-        mov     $0x83, %eax
-        xor     %edx, %edx
-1:      mov     %eax, (%edi)
-        mov     %edx, 4(%edi)
-        add     $8, %edi
-        add     $0x200000, %eax
-        jnc     1b
-        mov     $boot_pdpt, %edi
-        mov     $boot_pd + 3, %eax
-        mov     $4, %ecx
-2:      mov     %eax, (%edi)
-        add     $8, %edi
-        add     $0x1000, %eax
-        loop    2b
-        movl    $boot_pdpt + 3, boot_pml4
+        map_one_to_one boot_pml4, boot_pdpt, boot_pd
         call    enter_long
         .code64
         mov     $boot_stack, %rsp
@@ -44,28 +31,7 @@ _start:
         .globl  enter_long
 enter_long:
         pop     %esi
-        mov     %cr4, %eax
-        or      $0x20, %eax
-        mov     %eax, %cr4
-        mov     $boot_pml4, %eax
-        mov     %eax, %cr3
-        mov     $0xc0000080, %ecx
-        rdmsr
-        or      $0x100, %eax
-        wrmsr
-        mov     %cr0, %eax
-        or      $0x80000001, %eax
-        mov     %eax, %cr0
-        lgdt    boot_gdt_pointer
-        ljmp    $8, $1f
-        .code64
-1:      mov     $16, %eax
-        mov     %eax, %ds
-        mov     %eax, %es
-        mov     %eax, %ss
-        xor     %eax, %eax
-        mov     %eax, %fs
-        mov     %eax, %gs
+        go_long boot_pml4, boot_gdt_pointer
         jmp     *%rsi
 
         /* Entries of interrupts and exceptions: each keeps the caller's registers and calls C. */

@@ -259,37 +259,6 @@ static void *refill(struct cpu *cpu, uint64_t la, unsigned size, enum cpu_access
     return cpu_not_null(la + e->addend);
 }
 
-static uint64_t get_sized(const void *p, unsigned size)
-{
-    switch (size) {
-    case 1:
-        return cpu_guest_get8(p);
-    case 2:
-        return cpu_guest_get16(p);
-    case 4:
-        return cpu_guest_get32(p);
-    default:
-        return cpu_guest_get64(p);
-    }
-}
-
-static void put_sized(void *p, uint64_t v, unsigned size)
-{
-    switch (size) {
-    case 1:
-        cpu_guest_put8(p, (uint8_t)v);
-        break;
-    case 2:
-        cpu_guest_put16(p, (uint16_t)v);
-        break;
-    case 4:
-        cpu_guest_put32(p, (uint32_t)v);
-        break;
-    default:
-        cpu_guest_put64(p, v);
-    }
-}
-
 /* Slow halves of the sized accesses; see access.h. */
 struct cpu_word cpu_load_slow(struct cpu *cpu, const struct cpu_op *op, uint64_t la, unsigned size)
 {
@@ -298,7 +267,7 @@ struct cpu_word cpu_load_slow(struct cpu *cpu, const struct cpu_op *op, uint64_t
     struct cpu_word w = {0, 1};
 
     if (likely(p)) {
-        w.v = get_sized(p, size);
+        w.v = cpu_guest_get_sized(p, size);
     } else {
         w.ok = load_buf(cpu, op, la, &w.v, size);
     }
@@ -333,7 +302,7 @@ bool cpu_store_slow(struct cpu *cpu, const struct cpu_op *op, uint64_t la, uint6
     bool ok = true;
 
     if (likely(p)) {
-        put_sized(p, v, size);
+        cpu_guest_put_sized(p, size, v);
     } else {
         ok = store_buf(cpu, op, la, &v, size);
     }

@@ -34,27 +34,20 @@ struct access {
 };
 
 /* Reads and writes of the natural sizes are one access each, as other processors must see them. */
+static inline bool is_natural(unsigned n)
+{
+    return n == 1 || n == 2 || n == 4 || n == 8;
+}
+
 static inline void ram_read(void *dst, const uint8_t *src, unsigned n)
 {
     uint64_t v;
 
-    switch (n) {
-    case 1:
-        v = cpu_guest_get8(src);
-        break;
-    case 2:
-        v = cpu_guest_get16(src);
-        break;
-    case 4:
-        v = cpu_guest_get32(src);
-        break;
-    case 8:
-        v = cpu_guest_get64(src);
-        break;
-    default:
+    if (!is_natural(n)) {
         cpu_guest_read(dst, src, n);
         return;
     }
+    v = cpu_guest_get_sized(src, n);
     memcpy(dst, &v, n);
 }
 
@@ -62,25 +55,12 @@ static inline void ram_write(uint8_t *dst, const void *src, unsigned n)
 {
     uint64_t v = 0;
 
-    if (n <= 8) {
-        memcpy(&v, src, n);
-    }
-    switch (n) {
-    case 1:
-        cpu_guest_put8(dst, (uint8_t)v);
-        break;
-    case 2:
-        cpu_guest_put16(dst, (uint16_t)v);
-        break;
-    case 4:
-        cpu_guest_put32(dst, (uint32_t)v);
-        break;
-    case 8:
-        cpu_guest_put64(dst, v);
-        break;
-    default:
+    if (!is_natural(n)) {
         cpu_guest_write(dst, src, n);
+        return;
     }
+    memcpy(&v, src, n);
+    cpu_guest_put_sized(dst, n, v);
 }
 
 /* Move the bytes of an access whose targets are found. False: recorded, or to be restarted. */

@@ -86,7 +86,7 @@ static always_inline struct change change_do(const struct cpu_op *op, void *p, e
     struct change ch;
 
     CPU_PIN(op);
-    ch.old = guest_get(p, size);
+    ch.old = cpu_guest_get_sized(p, size);
     do {
         ch.new = trunc_to(new_value(k, ch.old, b, c), size);
     } while (unlikely(!exchange(p, size, &ch.old, ch.new)));

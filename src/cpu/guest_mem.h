@@ -41,6 +41,38 @@ CPU_GUEST_ACCESSORS(16)
 CPU_GUEST_ACCESSORS(32)
 CPU_GUEST_ACCESSORS(64)
 
+/* 1, 2, 4 or 8 bytes, zero-extended; one access. */
+static always_inline uint64_t cpu_guest_get_sized(const void *p, unsigned size)
+{
+    switch (size) {
+    case 1:
+        return cpu_guest_get8(p);
+    case 2:
+        return cpu_guest_get16(p);
+    case 4:
+        return cpu_guest_get32(p);
+    default:
+        return cpu_guest_get64(p);
+    }
+}
+
+static always_inline void cpu_guest_put_sized(void *p, unsigned size, uint64_t v)
+{
+    switch (size) {
+    case 1:
+        cpu_guest_put8(p, (uint8_t)v);
+        break;
+    case 2:
+        cpu_guest_put16(p, (uint16_t)v);
+        break;
+    case 4:
+        cpu_guest_put32(p, (uint32_t)v);
+        break;
+    default:
+        cpu_guest_put64(p, v);
+    }
+}
+
 /* Bytes in ascending order, one by one where the sanitizer watches. */
 CPU_GUEST_RACY void cpu_guest_read(void *dst, const void *src, size_t n)
 {

@@ -100,44 +100,13 @@ static always_inline struct cpu_word mem_ea(struct cpu *cpu, const struct cpu_op
     return (struct cpu_word){la, true};
 }
 
-static always_inline uint64_t guest_get(const void *p, unsigned size)
-{
-    switch (size) {
-    case 1:
-        return cpu_guest_get8(p);
-    case 2:
-        return cpu_guest_get16(p);
-    case 4:
-        return cpu_guest_get32(p);
-    default:
-        return cpu_guest_get64(p);
-    }
-}
-
-static always_inline void guest_put(void *p, unsigned size, uint64_t v)
-{
-    switch (size) {
-    case 1:
-        cpu_guest_put8(p, (uint8_t)v);
-        break;
-    case 2:
-        cpu_guest_put16(p, (uint16_t)v);
-        break;
-    case 4:
-        cpu_guest_put32(p, (uint32_t)v);
-        break;
-    default:
-        cpu_guest_put64(p, v);
-    }
-}
-
-/* The same by op's own code (guard.h). */
+/* Guest bytes by op's own code (guard.h). */
 static always_inline uint64_t op_get(const struct cpu_op *op, const void *p, unsigned size)
 {
     uint64_t v;
 
     CPU_PIN(op);
-    v = guest_get(p, size);
+    v = cpu_guest_get_sized(p, size);
     CPU_PIN(op);
     return v;
 }
@@ -145,7 +114,7 @@ static always_inline uint64_t op_get(const struct cpu_op *op, const void *p, uns
 static always_inline void op_put(const struct cpu_op *op, void *p, unsigned size, uint64_t v)
 {
     CPU_PIN(op);
-    guest_put(p, size, v);
+    cpu_guest_put_sized(p, size, v);
     CPU_PIN(op);
 }
 

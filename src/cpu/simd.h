@@ -109,7 +109,7 @@ static always_inline union cpu_xmm cpu_simd_get(const void *p, unsigned size)
     simd_vec whole;
 
     if (size < 16) {
-        v.u64[0] = guest_get(p, size);
+        v.u64[0] = cpu_guest_get_sized(p, size);
         return v;
     }
     __asm__ volatile("movups %1, %0" : "=x"(whole) : "m"(*(const struct cpu_simd_bytes *)p));

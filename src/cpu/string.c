@@ -351,7 +351,7 @@ static int lods_run(struct cpu *cpu, const struct cpu_op *op, struct run *r)
     if (!ps) {
         return 0;
     }
-    set_accumulator(cpu, cpu_str_size(op), cpu_bulk_get(ps + step * (int64_t)(n - 1), cpu_str_size(op)));
+    set_accumulator(cpu, cpu_str_size(op), cpu_guest_get_sized(ps + step * (int64_t)(n - 1), cpu_str_size(op)));
     cpu_str_add(cpu, op, CPU_RSI, step * n);
     return (int)n;
 }

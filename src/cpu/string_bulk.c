@@ -35,7 +35,7 @@ void cpu_bulk_copy_up(void *dst, const void *src, unsigned n, unsigned size)
         return;
     }
     for (; n > 0; n--, d += size, s += size) {
-        cpu_bulk_put(d, size, cpu_bulk_get(s, size));
+        cpu_guest_put_sized(d, size, cpu_guest_get_sized(s, size));
     }
 }
 
@@ -46,7 +46,7 @@ void cpu_bulk_copy_down(void *dst, const void *src, unsigned n, unsigned size)
     const uint8_t *s = src;
 
     for (; n > 0; n--, d -= size, s -= size) {
-        cpu_bulk_put(d, size, cpu_bulk_get(s, size));
+        cpu_guest_put_sized(d, size, cpu_guest_get_sized(s, size));
     }
 }
 
@@ -72,7 +72,7 @@ void cpu_bulk_fill(void *first_byte, uint64_t value, unsigned n, unsigned size)
         cpu_guest_put64(d + i, pattern);
     }
     for (; i < bytes; i += size) {
-        cpu_bulk_put(d + i, size, value);
+        cpu_guest_put_sized(d + i, size, value);
     }
 }
 

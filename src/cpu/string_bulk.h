@@ -28,36 +28,4 @@ struct cpu_bulk_cmp {
 
 unsigned cpu_bulk_compare(struct cpu_bulk_cmp *c, unsigned n);
 
-/* One element, zero-extended; and back. */
-static inline uint64_t cpu_bulk_get(const void *p, unsigned size)
-{
-    switch (size) {
-    case 1:
-        return cpu_guest_get8(p);
-    case 2:
-        return cpu_guest_get16(p);
-    case 4:
-        return cpu_guest_get32(p);
-    default:
-        return cpu_guest_get64(p);
-    }
-}
-
-static inline void cpu_bulk_put(void *p, unsigned size, uint64_t v)
-{
-    switch (size) {
-    case 1:
-        cpu_guest_put8(p, (uint8_t)v);
-        break;
-    case 2:
-        cpu_guest_put16(p, (uint16_t)v);
-        break;
-    case 4:
-        cpu_guest_put32(p, (uint32_t)v);
-        break;
-    default:
-        cpu_guest_put64(p, v);
-    }
-}
-
 #endif

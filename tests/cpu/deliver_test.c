@@ -15,8 +15,6 @@
 #include "cpu/request.h"
 #include "sys_guest.h"
 
-static struct sys_guest guest;
-
 static void place(uint32_t at, const void *code, unsigned len)
 {
     sg_put(&guest, at, code, len);
@@ -504,18 +502,6 @@ static void v86_sensitive(void **state)
     assert_int_equal(on_stack(&out, 3, 2), 0x3202);
 }
 
-static int setup(void **state)
-{
-    sg_open(&guest);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    sg_close(&guest);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -528,5 +514,5 @@ int main(void)
         cmocka_unit_test(v86_sensitive),      cmocka_unit_test(guest_debug),
     };
 
-    return cmocka_run_group_tests_name("cpu/deliver", tests, setup, teardown);
+    return cmocka_run_group_tests_name("cpu/deliver", tests, sg_setup, sg_teardown);
 }

@@ -21,8 +21,6 @@
 #define TARGET     (SG_CODE + 0x800) /* where transfers go; a hypercall is there */
 #define GATE_INDEX 24
 
-static struct sys_guest guest;
-
 /* What a transfer should come to. */
 struct expect {
     int vector;
@@ -423,18 +421,6 @@ static void iret_long(void **state)
     returns(true, true);
 }
 
-static int setup(void **state)
-{
-    sg_open(&guest);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    sg_close(&guest);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -445,5 +431,5 @@ int main(void)
         cmocka_unit_test(iret_protected),       cmocka_unit_test(iret_long),
     };
 
-    return cmocka_run_group_tests_name("cpu/far", tests, setup, teardown);
+    return cmocka_run_group_tests_name("cpu/far", tests, sg_setup, sg_teardown);
 }

@@ -25,8 +25,6 @@
 
 #define FLAGS_SEEN 0x3f7fd7u
 
-static struct sys_guest guest;
-
 struct kvm_guest {
     int kvm, vm, vcpu;
     uint8_t *ram;

@@ -105,8 +105,6 @@ static void prepare(struct sys_guest *g, const struct sg_case *c)
     sg_gdt(g, SG_SUBJECT + 1, 0, 0);
 }
 
-static struct sys_guest guest;
-
 /* Put the processor back at the start, with the selector in RAX. */
 static void run_at(uint32_t rip, const struct sg_case *c, const struct cpu_sregs *sregs, struct sg_outcome *out)
 {
@@ -321,18 +319,6 @@ static void real_and_v86(void **state)
     assert_int_equal(out.sregs.seg[CPU_DS].dpl, 3);
 }
 
-static int setup(void **state)
-{
-    sg_open(&guest);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    sg_close(&guest);
-    return 0;
-}
-
 /*
  * 64-bit mode: what is not canonical raises #SS(0) if it is the stack's address, #GP(0) if a memory operand's, also in
  * one instruction that has both; the stack is read first by POP, the operand first by PUSH and CALL.
@@ -388,5 +374,5 @@ int main(void)
         cmocka_unit_test(arpl),              cmocka_unit_test(real_and_v86),
     };
 
-    return cmocka_run_group_tests_name("cpu/seg", tests, setup, teardown);
+    return cmocka_run_group_tests_name("cpu/seg", tests, sg_setup, sg_teardown);
 }

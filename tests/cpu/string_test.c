@@ -20,7 +20,6 @@
 #define AREA_LEN 0x10000u
 #define FS_BASE  0x40u
 
-static struct sys_guest guest;
 static uint64_t seed = 88172645463325252u;
 
 static uint32_t rnd(uint32_t below)
@@ -376,18 +375,6 @@ static void flags_after_a_fault(void **state)
     assert_int_equal(sg_get(&guest, (uint32_t)out.regs.gpr[CPU_RSP] + 12, 4) & 0xcd5, 0xc1);
 }
 
-static int setup(void **state)
-{
-    sg_open(&guest);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    sg_close(&guest);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -396,5 +383,5 @@ int main(void)
         cmocka_unit_test(page_fault_in_the_middle), cmocka_unit_test(flags_after_a_fault),
     };
 
-    return cmocka_run_group_tests_name("cpu/string", tests, setup, teardown);
+    return cmocka_run_group_tests_name("cpu/string", tests, sg_setup, sg_teardown);
 }

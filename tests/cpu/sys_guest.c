@@ -267,3 +267,17 @@ void sg_run(struct sys_guest *g, struct sg_outcome *out)
         }
     }
 }
+
+struct sys_guest guest;
+
+int sg_setup(void **state)
+{
+    sg_open(&guest);
+    return 0;
+}
+
+int sg_teardown(void **state)
+{
+    sg_close(&guest);
+    return 0;
+}

@@ -59,6 +59,11 @@ struct sg_outcome {
 void sg_open(struct sys_guest *g);
 void sg_close(struct sys_guest *g);
 
+/* The one that a test program's group fixtures, sg_setup and sg_teardown, open and close. */
+extern struct sys_guest guest;
+int sg_setup(void **state);
+int sg_teardown(void **state);
+
 /* Everything as after sg_open(): tables, state; then the mode at a level. */
 void sg_reset(struct sys_guest *g, enum sg_mode mode, unsigned level);
 

@@ -16,8 +16,6 @@
 
 #define GP 13
 
-static struct sys_guest guest;
-
 static void place(uint32_t at, const void *code, unsigned len)
 {
     sg_put(&guest, at, code, len);
@@ -593,18 +591,6 @@ static void reset_values(void **state)
     assert_int_equal(s.seg[CPU_CS].sel, 0x9a00);
 }
 
-static int setup(void **state)
-{
-    sg_open(&guest);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    sg_close(&guest);
-    return 0;
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -620,5 +606,5 @@ int main(void)
         cmocka_unit_test(reset_values),
     };
 
-    return cmocka_run_group_tests_name("cpu/system", tests, setup, teardown);
+    return cmocka_run_group_tests_name("cpu/system", tests, sg_setup, sg_teardown);
 }
