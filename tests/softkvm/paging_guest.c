@@ -312,10 +312,21 @@ static void set_sregs(struct pg *g)
     assert_int_equal(softkvm_ioctl(g->s, g->vcpu, KVM_SET_SREGS, &r), 0);
 }
 
+static bool is_to_fail(void *opaque)
+{
+    struct pg *g = opaque;
+
+    if (g->fail_in == 0 || --g->fail_in) {
+        return false;
+    }
+    g->failures++;
+    return true;
+}
+
 struct pg *pg_new(enum softkvm_mmu mmu, enum pg_mode mode)
 {
-    struct softkvm_options o = {.size = sizeof(o), .mmu = mmu};
     struct pg *g = calloc(1, sizeof(*g));
+    struct softkvm_options o = {.size = sizeof(o), .mmu = mmu, .fail_alloc = is_to_fail, .fail_opaque = g};
     struct kvm_userspace_memory_region slot = {0, 0, 0, PG_RAM, 0};
     int e;
 
@@ -361,10 +372,13 @@ void pg_free(struct pg *g)
 void pg_check(struct pg *g)
 {
     struct softkvm_check c = {.size = sizeof(c)};
+    unsigned fail_in = g->fail_in;
 
+    g->fail_in = 0;
     if (softkvm_ioctl(g->s, g->vm, SOFTKVM_CHECK, &c) != 0) {
         fail_msg("%s", c.text);
     }
+    g->fail_in = fail_in;
 }
 
 /* ---- running ---- */
@@ -378,8 +392,12 @@ static void run_from(struct pg *g, struct kvm_regs *r, struct pg_result *out)
     *out = (struct pg_result){PG_DONE, 0, 0, 0, 0};
     assert_int_equal(softkvm_ioctl(g->s, g->vcpu, KVM_SET_REGS, r), 0);
     for (;;) {
+        unsigned failures = g->failures;
         int e = softkvm_ioctl(g->s, g->vcpu, KVM_RUN, NULL);
 
+        if (e == -ENOMEM && g->failures > failures) {
+            continue; /* memory is there again */
+        }
         assert_int_equal(e, 0);
         if (g->run->exit_reason != KVM_EXIT_MMIO) {
             break;

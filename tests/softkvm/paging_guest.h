@@ -43,6 +43,7 @@ struct pg {
     uint64_t cr0, cr3, cr4, efer;
     uint32_t slot_flags;
     unsigned check_every, steps;
+    unsigned fail_in, failures; /* the fail_in-th allocation from now on fails (0: none); how many have failed */
 };
 
 struct pg *pg_new(enum softkvm_mmu mmu, enum pg_mode mode);

@@ -464,6 +464,28 @@ static void a_grant_that_does_not_help(void **state)
     pg_free(g);
 }
 
+/* The n-th allocation fails, for each n: KVM_RUN says so, nothing is broken, and the next one goes on. */
+static void every_allocation_fails(void **state)
+{
+    unsigned failures = 0;
+
+    for (unsigned n = 1; n < 60; n++) {
+        struct pg *g = four_levels();
+
+        pg_poke(g, PDPT + 8 * 7, PD | RW, 8, 0);
+        g->fail_in = n;
+        for (unsigned i = 0; i < 4; i++) {
+            pg_poke(g, PD + 8 * (20 + i), PT | (i & 1 ? RO : RW), 8, 0);
+            assert_int_equal(touch(g, LA4 + (7ull << 30) + (20 + i) * 0x200000ull, !(i & 1), true), PG_DONE);
+        }
+        failures += g->failures;
+        g->fail_in = 0;
+        pg_check(g);
+        pg_free(g);
+    }
+    assert_true(failures > 10);
+}
+
 /* A switch to a task with tables of its own: exits come in its middle, for the PDPTEs, the TSS and descriptors, which
  * the new tables have not mapped yet. By a jump, and by a task gate with an error code. */
 static void task_switches(void **state)
@@ -552,6 +574,7 @@ int main(void)
         cmocka_unit_test(long_reverse_maps),
         cmocka_unit_test(a_grant_that_does_not_help),
         cmocka_unit_test(tables_in_a_slot_that_is_replaced),
+        cmocka_unit_test(every_allocation_fails),
         cmocka_unit_test(task_switches),
     };
 
