@@ -14,6 +14,8 @@
 #include "softkvm/quirks.h"
 #include "softkvm/ring.h"
 #include "softkvm/slot.h"
+#include "softkvm/slot_transaction.h"
+#include "softkvm/slots.h"
 #include "softkvm/vm.h"
 
 #define MANUAL_DIRTY (KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET)
@@ -108,6 +110,8 @@ int kvm_cap_check(struct softkvm *s, struct kvm_vm *vm, long extension)
         return (int)kvm_attributes_supported(vm);
     case KVM_CAP_GUEST_MEMFD_FLAGS:
         return (int)kvm_gmem_flags(vm);
+    case SOFTKVM_CAP_SLOT_TRANSACTION:
+        return KVM_SLOT_TRANSACTION_MAX;
     case KVM_CAP_PRE_FAULT_MEMORY:
         return s->options.mmu != SOFTKVM_MMU_SHADOW;
     default:

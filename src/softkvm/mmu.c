@@ -22,9 +22,11 @@
 #include "softkvm/mmu_nx.h"
 #include "softkvm/mmu_walk.h"
 
-/* [first, last] wherever the second stage has it: twice, where a bit of the address chooses the half.
- * Lock: exclusive. */
-static void zap_frames(struct kvm_vm *vm, gfn_t first, gfn_t last, struct kvm_dead_tables *dead)
+/*
+ * Zap [first, last] wherever the second stage has it: twice, where a bit of the address chooses the half. The caller
+ * finishes `dead`. Lock: mmu.lock exclusive.
+ */
+void kvm_mmu_zap_frames_locked(struct kvm_vm *vm, gfn_t first, gfn_t last, struct kvm_dead_tables *dead)
 {
     vm->mmu.ops->zap_locked(vm, first, last, dead);
     if (unlikely(kvm_vm_has_shared_bit(vm))) {
@@ -41,7 +43,7 @@ void kvm_mmu_zap_range(struct kvm_vm *vm, gfn_t first, uint64_t npages)
     struct kvm_dead_tables dead = {0};
 
     pthread_rwlock_wrlock(&vm->mmu.lock);
-    zap_frames(vm, first, gfn(first.v + npages - 1), &dead);
+    kvm_mmu_zap_frames_locked(vm, first, gfn(first.v + npages - 1), &dead);
     pthread_rwlock_unlock(&vm->mmu.lock);
     kvm_mmu_finish(vm, &dead);
     TRACE(&vm->s->trace, slots_zap, "gfn %llx pages %llx", first.v, npages);
@@ -146,7 +148,7 @@ static void zap_slot_part(void *opaque, struct kvm_memslot *slot)
     gfn_t first, last;
 
     slot_span(slot, w->range, &first, &last);
-    zap_frames(w->vm, first, last, &w->dead);
+    kvm_mmu_zap_frames_locked(w->vm, first, last, &w->dead);
 }
 
 static void invalidate_start(struct host_notifier *n, const struct host_mmu_range *range)

@@ -185,6 +185,8 @@ bool kvm_mmu_mmio_is_fresh(struct kvm_vcpu *v, gpa_t addr);
 
 /* Remove every leaf that maps [first, first + npages) and flush; used on slot delete and move. */
 void kvm_mmu_zap_range(struct kvm_vm *vm, gfn_t first, uint64_t npages);
+/* The same for frames [first, last], as part of more. Lock: exclusive; then kvm_mmu_finish(). */
+void kvm_mmu_zap_frames_locked(struct kvm_vm *vm, gfn_t first, gfn_t last, struct kvm_dead_tables *dead);
 /* Remove all MMIO entries: the generation wrapped. */
 void kvm_mmu_zap_mmio(struct kvm_vm *vm);
 

@@ -23,9 +23,9 @@
 #define USER_LIMIT    UINT64_C(0x7ffffffff000)
 #define MAX_GUEST_GFN ((UINT64_C(1) << (KVM_GUEST_PHYS_BITS - PAGE_SHIFT)) - 1)
 
-static uint64_t max_gfn(const struct kvm_vm *vm)
+bool kvm_slot_is_reachable(const struct kvm_vm *vm, uint64_t first, uint64_t npages)
 {
-    return kvm_vm_has_shared_bit(vm) ? KVM_SHARED_GFN_BIT - 1 : MAX_GUEST_GFN;
+    return first + npages - 1 <= (kvm_vm_has_shared_bit(vm) ? KVM_SHARED_GFN_BIT - 1 : MAX_GUEST_GFN);
 }
 
 static uint32_t mix(uint32_t id)
@@ -68,7 +68,7 @@ static uint32_t allowed_flags(const struct kvm_vm *vm, uint32_t flags)
     return KVM_MEM_READONLY | (kvm_vm_has_shared_bit(vm) ? 0 : KVM_MEM_LOG_DIRTY_PAGES);
 }
 
-static int check_arguments(const struct kvm_vm *vm, const struct kvm_userspace_memory_region2 *m)
+int kvm_slot_check(const struct kvm_vm *vm, const struct kvm_userspace_memory_region2 *m)
 {
     uint64_t end;
 
@@ -157,8 +157,8 @@ static int make_bitmap(struct kvm_vm *vm, struct kvm_memslot *new, const struct 
     return 0;
 }
 
-static struct kvm_memslot *make_slot(struct kvm_vm *vm, const struct kvm_userspace_memory_region2 *m,
-                                     const struct kvm_memslot *old)
+struct kvm_memslot *kvm_slot_make(struct kvm_vm *vm, const struct kvm_userspace_memory_region2 *m,
+                                  const struct kvm_memslot *old)
 {
     struct kvm_memslot *slot = kvm_alloc(vm->s, sizeof(*slot));
 
@@ -226,7 +226,7 @@ static int slot_delete(struct kvm_vm *vm, struct kvm_memslot *old)
 
 static int slot_create(struct kvm_vm *vm, const struct kvm_userspace_memory_region2 *m)
 {
-    struct kvm_memslot *new = make_slot(vm, m, NULL);
+    struct kvm_memslot *new = kvm_slot_make(vm, m, NULL);
 
     int r = new && (m->flags & KVM_MEM_GUEST_MEMFD)
                 ? kvm_gmem_bind(vm, new, (int)m->guest_memfd, m->guest_memfd_offset)
@@ -249,7 +249,7 @@ static int slot_create(struct kvm_vm *vm, const struct kvm_userspace_memory_regi
 static int slot_move(struct kvm_vm *vm, struct kvm_memslot *old,
                      const struct kvm_userspace_memory_region2 *m)
 {
-    struct kvm_memslot *new = make_slot(vm, m, old);
+    struct kvm_memslot *new = kvm_slot_make(vm, m, old);
     int r;
 
     if (!new) {
@@ -267,7 +267,7 @@ static int slot_move(struct kvm_vm *vm, struct kvm_memslot *old,
 static int slot_set_flags(struct kvm_vm *vm, struct kvm_memslot *old,
                           const struct kvm_userspace_memory_region2 *m)
 {
-    struct kvm_memslot *new = make_slot(vm, m, old);
+    struct kvm_memslot *new = kvm_slot_make(vm, m, old);
     bool was = old->flags & KVM_MEM_LOG_DIRTY_PAGES, is = m->flags & KVM_MEM_LOG_DIRTY_PAGES;
 
     if (!new) {
@@ -309,7 +309,7 @@ static int set_region_locked(struct kvm_vm *vm, const struct kvm_userspace_memor
     if (overlaps(set, m->slot & 0xffff, first, npages)) {
         return -EEXIST;
     }
-    if (first + npages - 1 > max_gfn(vm)) {
+    if (!kvm_slot_is_reachable(vm, first, npages)) {
         return -EINVAL;
     }
     return old ? slot_move(vm, old, m) : slot_create(vm, m);
@@ -323,7 +323,7 @@ static int set_region_locked(struct kvm_vm *vm, const struct kvm_userspace_memor
  */
 int kvm_slots_set_region(struct kvm_vm *vm, const struct kvm_userspace_memory_region2 *m)
 {
-    int r = check_arguments(vm, m);
+    int r = kvm_slot_check(vm, m);
 
     if (r < 0) {
         return r;

@@ -16,6 +16,17 @@ void kvm_slots_swap(struct kvm_vm *vm);
 /* Lowest slot with a page at or above f, or null. */
 struct kvm_memslot *kvm_slots_first_from(const struct kvm_slot_set *set, gfn_t f);
 
+/* What of a request can be judged by itself: 0 or -EINVAL. */
+int kvm_slot_check(const struct kvm_vm *vm, const struct kvm_userspace_memory_region2 *m) must_check;
+
+/* Can a guest name all of these frames? npages > 0. */
+bool kvm_slot_is_reachable(const struct kvm_vm *vm, uint64_t first, uint64_t npages);
+
+/* A slot as requested, in no set, with a bitmap if it logs: that of `old`, which it replaces, or a new one. Null: out
+ * of memory. */
+struct kvm_memslot *kvm_slot_make(struct kvm_vm *vm, const struct kvm_userspace_memory_region2 *m,
+                                  const struct kvm_memslot *old) must_check;
+
 /* Free a slot that is in no set, with its bitmap. */
 void kvm_slot_free(struct kvm_memslot *slot);
 

@@ -11,6 +11,8 @@
 #include "softkvm/inspect_impl.h"
 #include "softkvm/msr_filter.h"
 #include "softkvm/ring.h"
+#include "softkvm/slot_transaction.h"
+#include "softkvm/slots.h"
 #include "softkvm/stats.h"
 #include "softkvm/user.h"
 #include "softkvm/vcpu.h"
@@ -158,6 +160,8 @@ int kvm_vm_ioctl(struct kvm_vm *vm, unsigned long request, void *arg)
         return kvm_gmem_create(vm, arg);
     case KVM_SET_MEMORY_ATTRIBUTES:
         return kvm_attributes_set(vm, arg);
+    case SOFTKVM_SLOT_TRANSACTION:
+        return kvm_slots_transaction(vm, arg);
     case SOFTKVM_POPULATE_PRIVATE:
         return kvm_gmem_populate(vm, arg);
     case KVM_GET_DIRTY_LOG:
