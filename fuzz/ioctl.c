@@ -17,6 +17,8 @@
 #include <unistd.h>
 
 #include "softkvm/inspect.h"
+#include "softkvm/slots.h"
+#include "softkvm/vm_types.h"
 #include "softkvm/kvm_abi.h"
 #include "softkvm/softkvm.h"
 
@@ -112,6 +114,61 @@ static void set_slot(struct input *in, int vm)
     softkvm_ioctl(engine, vm, KVM_SET_USER_MEMORY_REGION, &m);
 }
 
+/* What a slot may be asked to become, memory in the arena, perhaps with a private half. */
+static struct kvm_userspace_memory_region2 any_region(struct input *in, const int *fds, unsigned n)
+{
+    struct kvm_userspace_memory_region2 m = {
+        .slot = (uint32_t)take(in, 1) % 8,
+        .flags = (uint32_t)take(in, 1) % 8,
+        .guest_phys_addr = take(in, 1) % 64 << 16,
+        .memory_size = take(in, 1) % 64 << 14,
+        .guest_memfd = (uint32_t)fds[take(in, 1) % n],
+        .guest_memfd_offset = take(in, 1) << 12,
+    };
+
+    m.userspace_addr = (uintptr_t)arena + (take(in, 2) * 4096) % (ARENA / 2);
+    return m;
+}
+
+static void set_slots(struct input *in, int vm, const int *fds, unsigned n)
+{
+    struct kvm_userspace_memory_region2 m[6];
+    struct softkvm_slot_transaction t = {.size = sizeof(t), .count = (uint32_t)take(in, 1) % 7};
+
+    for (unsigned i = 0; i < 6 && i < t.count + 1; i++) {
+        m[i] = any_region(in, fds, n);
+    }
+    t.changes = (uintptr_t)m;
+    if (t.count) {
+        softkvm_ioctl(engine, vm, SOFTKVM_SLOT_TRANSACTION, &t);
+    } else {
+        softkvm_ioctl(engine, vm, KVM_SET_USER_MEMORY_REGION2, m);
+    }
+}
+
+/* Private memory of small sizes and places: what random bytes hardly ever hit. */
+static int private_memory(struct input *in, int fd)
+{
+    struct kvm_create_guest_memfd g = {.size = (1 + take(in, 1)) << 12, .flags = take(in, 1) % 4};
+    uint64_t first = take(in, 1) << 14, size = take(in, 1) << 12;
+    struct kvm_memory_attributes a = {first, size, take(in, 1) & 8, 0};
+    struct kvm_pre_fault_memory p = {.gpa = first, .size = size};
+    struct softkvm_populate s = {first, size, (uintptr_t)arena, 0};
+
+    switch (take(in, 1) % 5) {
+    case 0:
+        return softkvm_ioctl(engine, fd, KVM_CREATE_GUEST_MEMFD, &g);
+    case 1:
+        return softkvm_ioctl(engine, fd, KVM_SET_MEMORY_ATTRIBUTES, &a);
+    case 2:
+        return softkvm_ioctl(engine, fd, KVM_PRE_FAULT_MEMORY, &p);
+    case 3:
+        return softkvm_ioctl(engine, fd, SOFTKVM_POPULATE_PRIVATE, &s);
+    default:
+        return softkvm_fallocate(engine, fd, (int)(take(in, 1) % 4), (int64_t)first, (int64_t)size);
+    }
+}
+
 /* An ioctl with an argument of one of several kinds. */
 static int any_ioctl(struct input *in, int fd, unsigned long request)
 {
@@ -174,6 +231,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct input in = {data, size};
     int fds[MAX_FDS], n = 0, vm;
+    static const uintptr_t types[] = {0, 0, KVM_X86_SW_PROTECTED_VM, SOFTKVM_X86_CONFIDENTIAL_VM};
+    struct kvm_enable_cap ring = {.cap = KVM_CAP_DIRTY_LOG_RING, .args = {4096}};
     unsigned first = (unsigned)take(&in, 1);
 
     if (!engines[0]) {
@@ -181,7 +240,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     __atomic_store_n(&engine, engines[(first >> 1) % 3], __ATOMIC_RELAXED);
     fds[n++] = softkvm_open_system(engine);
-    fds[n++] = vm = softkvm_ioctl(engine, fds[0], KVM_CREATE_VM, NULL);
+    fds[n++] = vm = softkvm_ioctl(engine, fds[0], KVM_CREATE_VM, (void *)types[(first >> 4) % 4]);
+    if (vm < 0) {
+        fds[1] = vm = softkvm_ioctl(engine, fds[0], KVM_CREATE_VM, NULL);
+    }
+    if (first & 0x40) {
+        softkvm_ioctl(engine, vm, KVM_ENABLE_CAP, &ring);
+    }
     if (first & 1) {
         softkvm_ioctl(engine, vm, KVM_CREATE_IRQCHIP, NULL);
     }
@@ -196,13 +261,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             run(&in, fd);
         } else if (what < 68) {
             softkvm_memory_discarded(engine, arena + take(&in, 2) % 512 * 4096, take(&in, 1) * 4096);
+        } else if (what < 76) {
+            set_slots(&in, fd, fds, (unsigned)n);
+        } else if (what < 84) {
+            r = private_memory(&in, fd);
         } else {
             r = any_ioctl(&in, fd, requests[what % (sizeof(requests) / sizeof(requests[0]))]);
         }
-        if (r > 0 && n < MAX_FDS && r < 4096 && what >= 68 && r != fd) {
+        if (r > 0 && n < MAX_FDS && r < 4096 && what >= 76 && r != fd) {
             unsigned long q = requests[what % (sizeof(requests) / sizeof(requests[0]))];
 
-            if (q == KVM_CREATE_VM || q == KVM_CREATE_VCPU || q == KVM_GET_STATS_FD) {
+            if (what < 84 || q == KVM_CREATE_GUEST_MEMFD || q == KVM_CREATE_VM || q == KVM_CREATE_VCPU || q == KVM_GET_STATS_FD) {
                 fds[n++] = r;
             }
         }

@@ -8,6 +8,9 @@
  *  2. Whoever took bits flushes all processors before the bits are handed out: a write after that is
  *     seen by the next reading.
  *
+ *  3. A set bit is followed by may_be_dirty: a log that finds the mark absent is clean, but for bits whose setters
+ *     have not come so far; they are in the next one.
+ *
  * Locks: slots_lock for the slot, mmu.lock exclusive for bits and entries together.
  */
 #include "softkvm/dirty.h"
@@ -61,10 +64,19 @@ static int get_log_locked(struct kvm_vm *vm, const struct kvm_dirty_log *log)
         return r;
     }
     kvm_mmu_pml_sync(vm);
+    if (!atomic_exchange(&slot->may_be_dirty, 0)) {
+        return kvm_user_clear(log->dirty_bitmap, slot->dirty_words * 8);
+    }
     copy = (uint64_t *)slot->dirty + slot->dirty_words;
     if (vm->manual_dirty) {
+        uint64_t any = 0;
+
         for (size_t i = 0; i < slot->dirty_words; i++) {
             copy[i] = atomic_load_explicit(&slot->dirty[i], memory_order_relaxed);
+            any |= copy[i];
+        }
+        if (any) {
+            atomic_store(&slot->may_be_dirty, 1); /* they stay until cleared */
         }
     } else if (take_all(vm, slot, copy)) {
         kvm_mmu_flush(vm);

@@ -51,6 +51,7 @@ struct kvm_memslot {
     _Atomic(uint64_t) *dirty; /* bitmap of npages bits, LSB first; the second half of the allocation
                                * serves KVM_GET_DIRTY_LOG's copy; null when not logging */
     size_t dirty_words;
+    _Atomic uint32_t may_be_dirty; /* 0: no bit of `dirty` is set, or who sets one has yet to say so here */
     struct kvm_lpage *lpage;  /* reasons against huge leaves: lpage.h; never null in a slot of a set */
     /* The private half, when there is one: gmem.h */
     struct kvm_memslot *priv; /* same frames, at the address of their private contents; in hva trees only */

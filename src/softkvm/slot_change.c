@@ -54,6 +54,9 @@ void kvm_slot_mark_dirty(struct kvm_vcpu *v, struct kvm_memslot *slot, gfn_t f)
     if (slot->dirty &&
         !(atomic_load_explicit(&slot->dirty[i / 64], memory_order_relaxed) & bit)) {
         atomic_fetch_or(&slot->dirty[i / 64], bit);
+        if (!atomic_load(&slot->may_be_dirty)) {
+            atomic_store(&slot->may_be_dirty, 1);
+        }
     }
 }
 
@@ -172,6 +175,7 @@ struct kvm_memslot *kvm_slot_make(struct kvm_vm *vm, const struct kvm_userspace_
     slot->id = (uint16_t)m->slot;
     slot->as_id = (uint16_t)(m->slot >> 16);
     slot->prio = mix(m->slot);
+    atomic_store(&slot->may_be_dirty, 1); /* the bitmap may come from elsewhere */
     slot->lpage = old && old->base_gfn == slot->base_gfn ? old->lpage : kvm_lpage_new(vm->s, slot);
     if (!slot->lpage || make_bitmap(vm, slot, old) < 0) {
         free_replaced(slot, old);

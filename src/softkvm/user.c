@@ -113,3 +113,23 @@ int kvm_user_exchange_entry(void *p, unsigned size, uint64_t old, uint64_t new_v
                      : __atomic_compare_exchange_n((uint32_t *)p, &old32, (uint32_t)new_value, false,
                                                    __ATOMIC_SEQ_CST, __ATOMIC_RELAXED);
 }
+
+int kvm_user_clear(void *user_dst, size_t len)
+{
+    static const char zeros[BIG_COPY];
+    char *at = user_dst;
+    int r = 0;
+
+    if (is_plausible(user_dst, len) && is_populated(user_dst, len, MADV_POPULATE_WRITE)) {
+        memset(user_dst, 0, len);
+        return 0;
+    }
+    while (len && r == 0) {
+        size_t n = len < sizeof(zeros) ? len : sizeof(zeros);
+
+        r = kvm_user_write(at, zeros, n);
+        at += n;
+        len -= n;
+    }
+    return r;
+}

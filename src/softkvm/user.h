@@ -15,6 +15,8 @@
 /* 0, or -EFAULT with nothing promised about the destination. */
 int kvm_user_read(void *dst, const void *user_src, size_t len) must_check;
 int kvm_user_write(void *user_dst, const void *src, size_t len) must_check;
+/* The same with zeros. */
+int kvm_user_clear(void *user_dst, size_t len) must_check;
 
 /* An entry of a guest's table, size 4 or 8, naturally aligned: read whole, or exchanged as the processor does. -EFAULT: the
  * host does not give the page; exchange: 1 done, 0 it is not `old`. Without the handlers a page that is gone ends the
