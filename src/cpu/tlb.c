@@ -137,6 +137,7 @@ void cpu_tlb_flush_guest(struct cpu *cpu)
 /* Forget everything, second stage included. Lock: own thread. */
 void cpu_tlb_flush_all(struct cpu *cpu)
 {
+    memset(cpu->device_write_page, 0, sizeof(cpu->device_write_page)); /* the slots may be others */
     if (++cpu->mmu->stage2_key == 0) {
         memset(cpu->mmu->epsc, 0, sizeof(cpu->mmu->epsc));
         memset(cpu->mmu->gtab, 0, sizeof(cpu->mmu->gtab));

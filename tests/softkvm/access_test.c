@@ -493,12 +493,55 @@ static void all_modes(void **state)
     guest_close(&g);
 }
 
+/*
+ * Tables in a read-only slot: they are walked all the same (as if written, in AMD's format), no bit in them changes, and
+ * nothing comes to user space for it.
+ */
+static void tables_in_read_only_memory(void **state)
+{
+    enum { ROM = 0x800000 };
+    struct kvm_userspace_memory_region m = {1, KVM_MEM_READONLY, ROM, 0x10000, 0};
+    struct test_case c = {.access = WRITE, .wp = true, .pse = true, .leaf_level = 2};
+    static const struct mode rom_mode = {"tables in ROM", 4, ROM, UINT64_C(8) << 39 | TARGET, {0, NOWHERE, NOWHERE, NOWHERE}, 1};
+    uint64_t *rom = mmap(NULL, 0x10000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), copy[5 * 512];
+    struct guest g;
+
+    guest_open(&g, *state);
+    m.userspace_addr = (uintptr_t)rom;
+    assert_int_equal(softkvm_ioctl(g.s, g.vm, KVM_SET_USER_MEMORY_REGION, &m), 0);
+    rom[0] = (ROM + 0x1000) | 7; /* no accessed bits anywhere, no dirty bit in the leaf */
+    rom[512] = (ROM + 0x2000) | 7;
+    rom[1024] = PT | 7;
+    rom[1025] = 0x200000 | 0x83;
+    rom[8] = (ROM + 0x3000) | 7;
+    rom[3 * 512] = (ROM + 0x4000) | 7;
+    rom[4 * 512 + 1] = 0x200000 | 0x83;
+    memcpy(copy, rom, sizeof(copy));
+    g.mode = &rom_mode;
+    registers_init(&g);
+    for (unsigned i = 0; i < 3; i++) {
+        struct kvm_regs r;
+
+        c.access = (enum access)i;
+        make_access(&g, &c);
+        assert_int_equal(softkvm_ioctl(g.s, g.vcpu, KVM_GET_REGS, &r), 0);
+        assert_int_equal(r.rip, i == FETCH ? g.mode->la + 1 : STUBS_SUPER + 16 * i + 3);
+    }
+    assert_memory_equal(copy, rom, sizeof(copy));
+    assert_int_equal(*(uint32_t *)(void *)(g.ram + TARGET), 0xf4f4f4f4);
+    guest_close(&g);
+    munmap(rom, 0x10000);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_prestate(all_modes, (void *)&kinds[0]),
         cmocka_unit_test_prestate(all_modes, (void *)&kinds[1]),
         cmocka_unit_test_prestate(all_modes, (void *)&kinds[2]),
+        cmocka_unit_test_prestate(tables_in_read_only_memory, (void *)&kinds[0]),
+        cmocka_unit_test_prestate(tables_in_read_only_memory, (void *)&kinds[1]),
+        cmocka_unit_test_prestate(tables_in_read_only_memory, (void *)&kinds[2]),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
