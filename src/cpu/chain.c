@@ -12,22 +12,25 @@
 #include "arch/regs.h"
 #include "cpu/exception.h"
 #include "cpu/guard.h"
+#include "cpu/request.h"
 
 /* Somebody wants the run loop. */
 static bool must_return(const struct cpu *cpu)
 {
-    return cpu->alone || atomic_load_explicit(&cpu->inbox.requests, memory_order_relaxed) != 0 ||
-           cpu->exit.reason != CPU_EXIT_NONE;
+    return cpu->alone || cpu_is_asked(cpu) || cpu->exit.reason != CPU_EXIT_NONE;
 }
 
-/* The block at linear address la; RIP is whole meanwhile (guard.h). */
+/*
+ * The block at linear address la; RIP is whole meanwhile (guard.h). NULL: recorded, or somebody has asked
+ * meanwhile: the block bears the epoch of that already, and would be entered past the request for ever.
+ */
 static inline struct cpu_block *find(struct cpu *cpu, uint64_t la)
 {
     const struct cpu_op *was = cpu_at_begin(cpu, CPU_AT_RIP);
     struct cpu_block *b = cpu_block_find(cpu, la, cpu->mode);
 
     cpu_at_end(cpu, was);
-    return b;
+    return b && cpu_is_asked(cpu) ? NULL : b;
 }
 
 /* Find and enter the block at RIP, linear address la. link: where to keep it, or NULL. */

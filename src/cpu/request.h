@@ -28,6 +28,16 @@ void cpu_request(struct cpu *cpu, uint32_t bits);
 /* The processor's own: serve all but CPU_REQ_KICK; returns true when a kick was asked for. */
 bool cpu_requests_serve(struct cpu *cpu);
 
+/*
+ * Has anybody asked for anything? To be looked at after the epoch has been read that a block is entered with
+ * (cpu_block_find() does that, with acquire): a bit is set before its epoch, so it is seen here or its epoch is yet to
+ * come. Looked at before that only, a request between the two is noticed by nobody.
+ */
+static inline bool cpu_is_asked(const struct cpu *cpu)
+{
+    return atomic_load_explicit(&cpu->inbox.requests, memory_order_relaxed) != 0;
+}
+
 /* A new epoch, never 0. */
 void cpu_epoch_change(struct cpu *cpu);
 

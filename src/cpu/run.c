@@ -121,7 +121,7 @@ static void blocks_run(struct cpu *cpu)
 
     if (unlikely(!cpu_block_matches(cpu, b, la))) {
         b = cpu_block_find(cpu, la, cpu->mode);
-        if (!b) {
+        if (!b || cpu_is_asked(cpu)) {
             return;
         }
     }

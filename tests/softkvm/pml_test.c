@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -130,11 +131,73 @@ static void a_running_vcpu_is_asked(void **state)
     mini_free(m);
 }
 
+/* ---- with a dirty ring ---- */
+
+#define RING 1024u
+
+/* Take what the ring has; each page is there once at most until it is reset. */
+static unsigned collect(struct mini *m, struct kvm_dirty_gfn *ring, uint32_t *at, uint8_t *seen)
+{
+    unsigned n = 0;
+
+    while (__atomic_load_n(&ring[*at % RING].flags, __ATOMIC_ACQUIRE) & KVM_DIRTY_GFN_F_DIRTY) {
+        struct kvm_dirty_gfn *e = &ring[(*at)++ % RING];
+
+        assert_int_equal(e->slot, 1);
+        assert_true(e->offset < PAGES);
+        seen[e->offset]++;
+        __atomic_store_n(&e->flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
+        n++;
+    }
+    assert_int_equal(mini_vm_ioctl(m, KVM_RESET_DIRTY_RINGS, NULL), n);
+    return n;
+}
+
+/* A ring that is full long before the guest is done: it never overflows, and no page is left out. */
+static void the_log_goes_to_the_ring(void **state)
+{
+    struct softkvm_options o = {.size = sizeof(o), .stage2 = SOFTKVM_STAGE2_PML};
+    struct mini *m = mini_vm_with(&o, 0);
+    uint8_t seen[PAGES] = {0};
+    struct kvm_dirty_gfn *ring;
+    unsigned total = 0, full = 0;
+    uint32_t at = 0;
+    void *ram;
+    int e = 0;
+
+    assert_int_equal(mini_cap(m, KVM_CAP_DIRTY_LOG_RING, RING * sizeof(*ring)), 0);
+    mini_vcpus(m, 1);
+    ram = mini_pages(PAGES * 4096);
+    assert_int_equal(mini_slot(m, 1, KVM_MEM_LOG_DIRTY_PAGES, RAM, PAGES * 4096, ram), 0);
+    ring = softkvm_mmap(m->s, m->vcpu[0], RING * sizeof(*ring), PROT_READ | PROT_WRITE, MAP_SHARED,
+                        KVM_DIRTY_LOG_PAGE_OFFSET * 4096, &e);
+    assert_non_null(ring);
+    for (unsigned round = 0; round < 3; round++) {
+        struct kvm_regs r = {.rdi = RAM, .rbx = 4096, .rsi = PAGES};
+        int exit;
+
+        mini_start(m, 0, store, sizeof(store), &r);
+        while ((exit = mini_run(m, 0)) == KVM_EXIT_DIRTY_RING_FULL) {
+            total += collect(m, ring, &at, seen);
+            full++;
+        }
+        assert_int_equal(exit, KVM_EXIT_HLT);
+        total += collect(m, ring, &at, seen);
+        for (unsigned p = 0; p < PAGES; p++) {
+            assert_true(seen[p] > round);
+        }
+    }
+    assert_true(full >= 3);
+    assert_true(counter(m, "pml_logged") > PAGES);
+    mini_free(m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_log_fills),
         cmocka_unit_test(a_running_vcpu_is_asked),
+        cmocka_unit_test(the_log_goes_to_the_ring),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
