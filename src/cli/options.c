@@ -219,7 +219,7 @@ static const struct option options[] = {
     {"m", "SIZE", opt_memory, "guest memory: 512, 10240 (MiB), 4G; suffixes k M G T P E"},
     {"smp", "N", opt_smp, "processors, 1 to 64"},
     {"cpu", "MODEL[,+F][,-F]", opt_cpu, "max or host, with features added or taken away"},
-    {"accel", "NAME", opt_accel, "kvm, soft, auto, or a list to try in order: kvm:soft; then ,mmu=ept|npt|shadow ,frames=SIZE,swap=SIZE"},
+    {"accel", "NAME", opt_accel, "kvm, soft, auto, or a list to try in order: kvm:soft; properties below"},
     {"enable-kvm", NULL, opt_enable_kvm, "the same as -accel kvm"},
     {"machine", "pc[,KEY=VAL]", opt_machine, "memory-backend=ID, unpack=on|off (kernel unpacked here)"},
     {"M", "pc[,KEY=VAL]", opt_machine, NULL},
@@ -385,7 +385,13 @@ void cli_options_help(FILE *to)
             fprintf(to, "  %-34s %s\n", left, p->help);
         }
     }
-    fprintf(to, "\nexit status: 0 guest powered off; 1 error; 2 usage; 3 accelerator not to be had;\n"
+    fprintf(to, "\n-accel properties, behind a comma each:\n"
+                "  mmu=ept|npt|shadow levels=4|5 page=4k|2m|1g pml=on|off ad=on|off nx-huge=on|off\n"
+                "  eager-split=on|off frames=SIZE swap=SIZE    the software engine's tables, and its host memory\n"
+                "  dirty-ring-size=N manual-dirty-log=on|off initially-dirty=on|off max-slot-size=SIZE\n"
+                "  confidential=on|off                         of either engine\n"
+                "\nexit status: 0 guest powered off; 1 error; 2 usage; 3 accelerator not to be had;\n"
                 "4 guest crashed (with -no-reboot); 2V+1 isa-debug-exit; 128+N signal N\n"
-                "other commands: strata kvm-run -- COMMAND (answers its /dev/kvm), strata doctor (which engines work here), strata --version\n");
+                "other commands: strata kvm-run -- COMMAND (answers its /dev/kvm), strata doctor (which engines\n"
+                "work here), strata --version\n");
 }

@@ -181,6 +181,7 @@ static const struct softkvm_abi_cap caps[] = {
     {I(KVM_CAP_ENABLE_CAP_VM), ""},
     {I(KVM_CAP_IOEVENTFD_NO_LENGTH), ""},
     {I(KVM_CAP_VM_ATTRIBUTES), ""},
+    {I(KVM_CAP_VCPU_ATTRIBUTES), ""},
     {I(KVM_CAP_CHECK_EXTENSION_VM), ""},
     {I(KVM_CAP_DISABLE_QUIRKS), ""},
     {I(KVM_CAP_X86_SMM), ""},
