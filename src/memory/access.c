@@ -15,21 +15,6 @@
 #include "memory/ram.h"
 #include "memory/space.h"
 
-/* May the bytes be copied straight to or from host memory? */
-bool memory_place_is_direct(const struct memory_place *place, const struct memory_access *access)
-{
-    const struct memory_range *range = place->range;
-    uint32_t flags = range ? __atomic_load_n(&range->head.flags, __ATOMIC_ACQUIRE) : 0;
-
-    if (!access->write) {
-        return flags & STRATA_FAST_READ;
-    }
-    if (access->attrs.debug) {
-        return flags & STRATA_FAST_MEMORY && range->piece.region->kind != STRATA_RAM_DEVICE;
-    }
-    return flags & STRATA_FAST_MARK;
-}
-
 /* Bytes of a RAM range have been written. */
 void memory_place_mark_dirty(const struct memory_place *place, uint64_t len)
 {
