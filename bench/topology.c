@@ -1,9 +1,11 @@
 /*
  * Cost of changing the map: toggling one region with N others (listener included), building N one by
- * one, rendering a whole view. Peer: Unicorn's map and unmap of one region among as many, where it is
- * installed (it aborts above some 4,000).
+ * one, rendering a whole view. Peers, each where it is installed: Unicorn's map and unmap of one region
+ * among as many (it aborts above some 4,000); a new map of the vm-memory crate without one region, and
+ * one with it again.
  */
 #include "measure.h"
+#include "peers/vm_memory.h"
 
 #include "strata/listener.h"
 #include "strata/memory.h"
@@ -129,28 +131,52 @@ static double peer_cost(unsigned n, double *build_ms)
 }
 #endif
 
+/* Microseconds for one new map of n regions; -1: not measured. */
+static double crate_cost(const struct vm_memory *crate, unsigned n)
+{
+    uint64_t *base = n <= 1000 && crate->object ? calloc(n, sizeof(*base)) : NULL;
+    double cost = -1;
+    void *peer;
+
+    for (unsigned i = 0; base && i < n; i++) {
+        base[i] = 0x100000 + (uint64_t)i * 0x3000;
+    }
+    peer = base ? crate->make(base, n, 0x1000) : NULL;
+    if (peer) {
+        cost = measure_run(crate->toggle, peer, n > 500 ? 10 : 100) / 2 / 1e3;
+        crate->free(peer);
+    }
+    free(base);
+    return cost;
+}
+
 int main(int argc, char **argv)
 {
     static const unsigned counts[] = {10, 100, 1000, 10000, 100000};
-    struct measure m = measure_open(argc, argv);
+    static const char *const peers[2] = {"Unicorn", "vm-memory"};
+    struct measure m = measure_open_peers(argc, argv, peers);
+    struct vm_memory crate = vm_memory_load(argv[0]);
 
     for (int i = 0; i < 5; i++) {
         unsigned n = counts[i];
-        double start = measure_now(), built, peer_build, row[3];
+        double start = measure_now(), built, peer_build, row[4];
         struct board b;
         char what[64];
 
         build(&b, n);
         built = (measure_now() - start) / 1e6;
         row[1] = peer_cost(n, &peer_build);
+        row[2] = crate_cost(&crate, n);
         row[0] = measure_run(toggle, &b, 10000) / 1e3;
-        row[2] = 5;
+        row[3] = 5;
         snprintf(what, sizeof(what), "toggle one of %u regions", n);
-        measure_row(&m, what, "us", row);
+        measure_row_peers(&m, what, "us", row);
         snprintf(what, sizeof(what), "build %u regions one by one", n);
-        measure_row(&m, what, "ms", (double[3]){built, peer_build, n == 1000 ? 5 : n == 100000 ? 1000 : -1});
+        measure_row_peers(&m, what, "ms", (double[4]){built, peer_build, -1,
+                          n == 1000 ? 5 : n == 100000 ? 1000 : -1});
         snprintf(what, sizeof(what), "render and drop a view of %u", n);
-        measure_row(&m, what, "ms", (double[3]){measure_run(rebuild, &b, n > 1000 ? 1 : 20) / 1e6, -1, -1});
+        measure_row_peers(&m, what, "ms", (double[4]){measure_run(rebuild, &b, n > 1000 ? 1 : 20) / 1e6,
+                          -1, -1, -1});
         strata_memory_free(b.mem);
     }
     measure_close(&m);
