@@ -68,6 +68,11 @@ static void soft_memory_discarded(struct accel_endpoint *ep, void *start, size_t
     softkvm_memory_discarded(engine_of(ep), start, length);
 }
 
+static int soft_fallocate(struct accel_endpoint *ep, int fd, int mode, off_t offset, off_t length)
+{
+    return softkvm_fallocate(engine_of(ep), fd, mode, offset, length);
+}
+
 static void soft_free(struct accel_endpoint *ep)
 {
     softkvm_free(engine_of(ep));
@@ -84,6 +89,7 @@ static const struct accel_endpoint_ops soft_ops = {
     .close = soft_close,
     .kick = soft_kick,
     .memory_discarded = soft_memory_discarded,
+    .fallocate = soft_fallocate,
     .free = soft_free,
 };
 

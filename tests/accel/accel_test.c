@@ -398,6 +398,16 @@ static void two_machines(void **state)
 
 static void choices(void **state)
 {
+    static const struct {
+        const char *text, *names;
+    } refused[] = {
+        {"soft,dirty-ring-size=77", "77"},       {"soft,dirty-ring-size=131072", "131072"},
+        {"soft,dirty-ring-size=4095", "4095"},   {"soft,dirty-ring-size=", "dirty-ring-size"},
+        {"soft,max-slot-size=5000", "5000"},     {"soft,max-slot-size=0", "max-slot-size"},
+        {"soft,max-slot-size=5T", "5T"},         {"soft,manual-dirty-log=maybe", "maybe"},
+        {"soft,kernel-irqchip=split", "split"},  {"soft,nosuch=1", "nosuch"},
+        {"soft,mmu=none", "none"},               {"xen,dirty-ring-size=4096", "xen"},
+    };
     struct accel_options opts = {.engine = "xen", .vcpus = 1};
     struct base_error err = {""};
     struct accel *a;
@@ -413,6 +423,15 @@ static void choices(void **state)
     opts.cpu = "max,-nosuch";
     assert_int_equal(accel_open(&a, &opts, &err), -EINVAL);
     assert_non_null(strstr(err.text, "nosuch"));
+    opts.cpu = NULL;
+    for (size_t i = 0; i < sizeof(refused) / sizeof(refused[0]); i++) {
+        opts.engine = refused[i].text;
+        assert_int_equal(accel_engine_check(refused[i].text, &err), -EINVAL);
+        assert_non_null(strstr(err.text, refused[i].names));
+        assert_int_equal(accel_open(&a, &opts, &err), -EINVAL);
+        assert_non_null(strstr(err.text, refused[i].names));
+    }
+    opts.engine = "soft,manual-dirty-log=on,initially-dirty=off,max-slot-size=1M,kernel-irqchip=on";
     opts.cpu = "max,-x2apic,kvmclock=off";
     assert_int_equal(accel_open(&a, &opts, &err), 0);
     assert_string_equal(accel_engine(a), "soft");

@@ -272,6 +272,41 @@ static void discards_reach_the_guest(void **state)
     end(&r);
 }
 
+/* Rings: a vCPU that dirties more than it may is held back, and what it did is told. Bitmaps: refused. */
+static void limits(void **state)
+{
+    struct accel_dirty_rate rate = {0, 0, 0};
+    struct strata_ram *ram;
+    struct rig r;
+    int ret;
+
+    start(&r, state, 1 << 20);
+    ram = strata_region_ram(r.big);
+    ret = accel_dirty_limit_set(r.accel, 0, 4 << 20);
+    if (!strstr(*state, "dirty-ring-size")) {
+        assert_int_equal(ret, -EOPNOTSUPP);
+        assert_int_equal(accel_dirty_rate(r.accel, 0, &rate), -EOPNOTSUPP);
+        end(&r);
+        return;
+    }
+    assert_int_equal(ret, 0);
+    assert_int_equal(accel_dirty_limit_set(r.accel, 7, 1), -EINVAL);
+    assert_int_equal(strata_tracking_start(r.memory, STRATA_TRACK_LIMIT), 0);
+    rig_start(&r);
+    for (int i = 0; i < 60 && rate.throttled_ns < 200000000; i++) {
+        usleep(50000);
+        assert_int_equal(strata_sync_dirty(r.memory, false), 0);
+        strata_ram_test_clear_dirty(ram, 0, 1 << 20, STRATA_DIRTY_MIGRATION);
+        assert_int_equal(accel_dirty_rate(r.accel, 0, &rate), 0);
+    }
+    assert_true(rate.throttled_ns >= 200000000);
+    assert_int_equal(rate.limit, 4 << 20);
+    assert_int_equal(accel_dirty_limit_set(r.accel, 0, 0), 0);
+    finish(&r);
+    assert_int_equal(strata_tracking_stop(r.memory, STRATA_TRACK_LIMIT), 0);
+    end(&r);
+}
+
 /* ---- allocations that fail ---- */
 
 struct failing {
@@ -493,6 +528,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(rounds_are_seen), cmocka_unit_test(windows),
         cmocka_unit_test(log_of_a_slot_that_goes), cmocka_unit_test(discards_reach_the_guest),
         cmocka_unit_test(opening_fails),   cmocka_unit_test(commits_fail),
+        cmocka_unit_test(limits),
         cmocka_unit_test(storm),
     };
     size_t i;
