@@ -64,6 +64,7 @@ struct accel {
     bool ring_bitmap;    /* the engine keeps bitmaps beside the rings */
     uint32_t ring_entries; /* of each vCPU's dirty ring; 0: bitmaps */
     unsigned max_slots;
+    unsigned max_transaction; /* changes of slots that the engine takes as one; 0: it cannot */
     uint64_t max_slot_size;
     struct accel_properties properties;
     char reason[160];

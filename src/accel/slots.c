@@ -341,14 +341,16 @@ void accel_slots_commit(struct accel_slots *s)
     hold = overlap || logged;
     TRACE(&s->accel->trace, topology_slots_commit, "del %llu add %llu overlap %llu", s->going.count,
           s->adding.count, overlap);
-    if (hold) {
-        accel_gate_close(s->accel);
-    }
-    pthread_mutex_lock(&s->lock);
-    apply(s, logged);
-    pthread_mutex_unlock(&s->lock);
-    if (hold) {
-        accel_gate_open(s->accel);
+    if (!overlap || logged || !accel_slots_apply_together(s)) {
+        if (hold) {
+            accel_gate_close(s->accel);
+        }
+        pthread_mutex_lock(&s->lock);
+        apply(s, logged);
+        pthread_mutex_unlock(&s->lock);
+        if (hold) {
+            accel_gate_open(s->accel);
+        }
     }
     s->adding.count = s->going.count = 0;
 }

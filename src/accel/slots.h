@@ -52,6 +52,8 @@ int accel_slot_list_reserve(struct accel *a, struct accel_slot_list *l, size_t m
 int accel_slot_list_push(struct accel *a, struct accel_slot_list *l, const struct accel_slot_desc *d);
 /* Apply what is queued: deletions, then additions. */
 void accel_slots_commit(struct accel_slots *s);
+/* together.c: the same as one transaction, with vCPUs running; false: it was not tried. */
+bool accel_slots_apply_together(struct accel_slots *s);
 /* Tell the engine one slot (size 0: delete) with its flags. */
 int accel_slot_tell(struct accel_slots *s, const struct accel_slot *slot, uint64_t size);
 void accel_slots_fail(struct accel_slots *s, int code, const char *fmt, ...) printf_like(3, 4);

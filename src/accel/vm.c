@@ -14,6 +14,7 @@
 #include <time.h>
 
 #include "softkvm/kvm_abi.h"
+#include "softkvm/slots.h"
 
 /* Where Intel processors without unrestricted guest keep their real-mode helper pages: below the
  * firmware's top 256 KiB, in an area that the memory map reserves. */
@@ -184,6 +185,8 @@ int accel_vm_create(struct accel *a, struct base_error *err)
     a->has_coalesced_pio = extension(a, KVM_CAP_COALESCED_PIO) > 0;
     a->has_memory_faults = extension(a, KVM_CAP_MEMORY_FAULT_INFO) > 0;
     a->has_prefault = extension(a, KVM_CAP_PRE_FAULT_MEMORY) > 0;
+    ret = extension(a, SOFTKVM_CAP_SLOT_TRANSACTION);
+    a->max_transaction = ret > 0 ? (unsigned)ret : 0;
     ret = extension(a, KVM_CAP_NR_MEMSLOTS);
     a->max_slots = ret > 0 ? ret : 32;
     a->max_slot_size = a->properties.max_slot_size ? a->properties.max_slot_size : MAX_SLOT_SIZE;

@@ -272,6 +272,38 @@ static void discards_reach_the_guest(void **state)
     end(&r);
 }
 
+/* Old and new slots overlap and nothing logs: where the engine takes it as one change, no vCPU is kicked. */
+static void together(void **state)
+{
+    struct accel_exit_count exits[16];
+    struct accel_slot_info info[8];
+    struct strata_region *window;
+    struct rig r;
+    unsigned i, n;
+
+    start(&r, state, 1 << 20);
+    window = rig_alias(&r, "window", r.big, 16 * 4096);
+    strata_region_set_enabled(window, false);
+    strata_region_set_alias_offset(window, 0x40000);
+    assert_int_equal(strata_region_add_overlap(r.system, BIG_ADDR + 0x40000, window, 5), 0);
+    rig_start(&r);
+    for (i = 0; i < 100; i++) {
+        strata_region_set_enabled(window, !(i & 1)); /* same bytes: merged, or three */
+        strata_region_set_alias_offset(window, i & 2 ? 0x41000 : 0x40000);
+        n = accel_slots(r.accel, info, 8);
+        assert_true(n >= 2 && n <= 4);
+    }
+    strata_region_set_enabled(window, false);
+    assert_int_equal(accel_slots(r.accel, info, 8), 2);
+    finish(&r);
+    n = accel_exit_counts(r.accel, exits, 16);
+    for (i = 0; i < n && strncmp(*state, "soft", 4) == 0; i++) {
+        assert_true(strcmp(exits[i].name, "kick") != 0 || exits[i].count <= 2);
+    }
+    strata_region_destroy(window);
+    end(&r);
+}
+
 /* Rings: a vCPU that dirties more than it may is held back, and what it did is told. Bitmaps: refused. */
 static void limits(void **state)
 {
@@ -528,7 +560,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(rounds_are_seen), cmocka_unit_test(windows),
         cmocka_unit_test(log_of_a_slot_that_goes), cmocka_unit_test(discards_reach_the_guest),
         cmocka_unit_test(opening_fails),   cmocka_unit_test(commits_fail),
-        cmocka_unit_test(limits),
+        cmocka_unit_test(limits),          cmocka_unit_test(together),
         cmocka_unit_test(storm),
     };
     size_t i;
