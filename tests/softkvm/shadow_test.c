@@ -2,8 +2,6 @@
  * The shadow MMU rule by rule: one guest of paging_guest.c, one thing done to its tables, and what became of shadow
  * pages, counters and the next access. The random tests say that all agrees; these say why.
  */
-#include <sys/mman.h>
-
 #include "shadow_fixture.h"
 
 /* ---- K56, K57 ---- */
@@ -181,13 +179,11 @@ static void writes_to_tables(void **state)
     pg_poke(g, PD + 8 + 3, 0, 1, 0);
     assert_int_equal(c->table_write_zaps, zaps + 1);
     assert_int_equal(pages_at(g, PD), 0);
-    /* 16 bytes are not an entry. */
     pg_poke(g, PD, PT | RW, 8, 0);
     assert_int_equal(touch(g, LA4, false, false), PG_DONE);
     zaps = c->table_write_zaps;
     pg_poke(g, PD + 16, 0, 16, 0);
     assert_int_equal(c->table_write_zaps, zaps + 1);
-    /* Halves of entries in long mode's tables are written by 4 bytes. */
     assert_int_equal(touch(g, LA4, false, false), PG_DONE);
     pg_poke(g, PD + 4, 0x80000000, 4, 0);
     assert_int_equal(pages_at(g, PD), 1);
@@ -314,7 +310,6 @@ static void pae_roots(void **state)
     assert_int_equal(r.outcome, PG_DONE);
     assert_int_equal(touch(g, 0x40000000, false, true), PG_DONE);
     assert_null(vcpu_of(g)->shadow->pae[2]);
-    /* The registers hold what was loaded, whatever memory says. */
     pg_poke(g, pg_root(g, 0) + 8, 0, 8, 0);
     assert_int_equal(touch(g, 0x40000000, true, true), PG_DONE);
     /* Reserved bits fault at the load, and nothing changes. */
@@ -524,6 +519,25 @@ static void task_switches(void **state)
     }
 }
 
+/* The process has taken a table's memory away: the run says so, and goes on when it is back. */
+static void tables_in_memory_that_is_gone(void **state)
+{
+    struct pg *g = four_levels();
+    struct kvm_regs r = {.rbx = LA4, .rflags = 2, .rip = 0x1000, .rsp = 0x6000};
+
+    assert_int_equal(touch(g, LA4, false, true), PG_DONE);
+    assert_int_equal(munmap(g->ram + PDPT, 0x1000), 0);
+    assert_true(softkvm_memory_unmapped(g->s, g->ram + PDPT, 0x1000) >= 0);
+    assert_int_equal(softkvm_ioctl(g->s, g->vcpu, KVM_SET_REGS, &r), 0);
+    assert_int_equal(softkvm_ioctl(g->s, g->vcpu, KVM_RUN, NULL), -EFAULT);
+    pg_check(g);
+    assert_true(mmap(g->ram + PDPT, 0x1000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) !=
+                MAP_FAILED);
+    memcpy(g->ram + PDPT, &(uint64_t){PD | RW}, 8);
+    assert_int_equal(touch(g, LA4, false, true), PG_DONE);
+    pg_free(g);
+}
+
 /* A slot with tables in it goes, and one with other contents comes. */
 static void tables_in_a_slot_that_is_replaced(void **state)
 {
@@ -574,6 +588,7 @@ int main(void)
         cmocka_unit_test(long_reverse_maps),
         cmocka_unit_test(a_grant_that_does_not_help),
         cmocka_unit_test(tables_in_a_slot_that_is_replaced),
+        cmocka_unit_test(tables_in_memory_that_is_gone),
         cmocka_unit_test(every_allocation_fails),
         cmocka_unit_test(task_switches),
     };

@@ -108,7 +108,7 @@ void kvm_table_view_put(struct kvm_vcpu *v, struct kvm_table_view *view)
     }
 }
 
-/* The same for the walk, which may wait. -EFAULT: no memory there. */
+/* The same for the walk, which may wait. -ENXIO: no slot there; -EFAULT: no memory behind the slot. */
 static int page_get(struct kvm_vcpu *v, gfn_t f, unsigned flags, struct kvm_table_view *view)
 {
     struct host_frame *frame;
@@ -117,7 +117,7 @@ static int page_get(struct kvm_vcpu *v, gfn_t f, unsigned flags, struct kvm_tabl
     view->ptr = NULL;
     view->slot = kvm_slots_find_vcpu(v, f);
     if (!view->slot) {
-        return -EFAULT;
+        return -ENXIO;
     }
     if (view->slot->flags & KVM_SLOT_INVALID) {
         return -EAGAIN;
@@ -280,7 +280,7 @@ static int mark_all(struct kvm_vcpu *v, struct kvm_guest_walk *w)
 
 static enum kvm_walk_result host_error(struct kvm_guest_walk *w, int error)
 {
-    if (error == -EFAULT) {
+    if (error == -ENXIO) {
         return guest_fault(w, 0); /* a table outside memory reads as absent */
     }
     w->error = error;
