@@ -165,6 +165,11 @@ void native_guest_close(struct native_guest *g)
     munmap(g->arena, ARENA_SIZE);
 }
 
+bool native_guest_is_kernel(uint64_t la)
+{
+    return la >> 21 == KERNEL >> 21;
+}
+
 void native_guest_code(struct native_guest *g, const uint8_t *code, unsigned len)
 {
     memcpy(g->code + NATIVE_CODE_AT, code, len);

@@ -23,6 +23,9 @@ struct native_guest {
 int native_guest_open(struct native_guest *g);
 void native_guest_close(struct native_guest *g);
 
+/* Does the guest have pages of its kernel near this linear address, which the host does not? */
+bool native_guest_is_kernel(uint64_t la);
+
 /*
  * Put code in place; then run it with the registers of *io, any number of times. Returns 0, or -1 when the processor
  * came back for a reason that no instruction here should have (out: vector = exit reason + 0x1000).

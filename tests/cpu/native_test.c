@@ -142,8 +142,9 @@ static bool same_outcome(struct run *r)
         return false;
     }
     r->why = "error code or CR2";
-    /* Above user space the host has its kernel mapped, so that "present" may be set. */
-    if ((n->vector == 13 || n->vector == 14) && (n->error ^ s->error) & (n->cr2 >> 47 ? ~UINT64_C(1) : ~UINT64_C(0))) {
+    /* Where one of both has its kernel mapped, "present" may be set. */
+    if ((n->vector == 13 || n->vector == 14) &&
+        (n->error ^ s->error) & (n->cr2 >> 47 || native_guest_is_kernel(n->cr2) ? ~UINT64_C(1) : ~UINT64_C(0))) {
         return false;
     }
     return n->vector != 14 || (n->cr2 > s->cr2 ? n->cr2 - s->cr2 : s->cr2 - n->cr2) <= fault_slack(r);
