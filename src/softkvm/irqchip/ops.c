@@ -244,7 +244,10 @@ static enum kvm_msr_result set_msr(struct kvm_vcpu *v, uint32_t index, uint64_t 
         if (!kvm_guest_pv_has(v, KVM_FEATURE_PV_EOI)) {
             return KVM_MSR_FAULT;
         }
-        return v->lapic ? result_of(kvm_lapic_set_pv_eoi(v->lapic, value)) : KVM_MSR_FAULT;
+        if (!v->lapic) {
+            return value ? KVM_MSR_FAULT : KVM_MSR_DONE; /* nothing to end */
+        }
+        return result_of(kvm_lapic_set_pv_eoi(v->lapic, value));
     default:
         return kvm_pvclock_set_msr(v, index, value);
     }
