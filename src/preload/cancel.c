@@ -102,7 +102,7 @@ PRELOAD_EXPORT int pthread_cancel(pthread_t thread)
         if (pthread_equal(run->thread, thread)) {
             run->cancelled = 1;
             if (run->active) {
-                softkvm_interrupt(run->engine, run->soft);
+                preload_lib.interrupt(run->engine, run->soft);
             }
         }
     }

@@ -79,7 +79,7 @@ static struct softkvm *make_engine(char *err, size_t size)
     start_trace();
     options.trace = trace_to ? trace_line : NULL;
     preload_wants_stats = stats && strcmp(stats, "1") == 0;
-    return softkvm_new(&options, err, size);
+    return preload_lib.new(&options, err, size);
 }
 
 /* The page of preload_mark: zeros in a forked child. */
@@ -105,7 +105,7 @@ static struct softkvm *engine_get_locked(char *err, size_t size)
         snprintf(err, size, "no memory");
         return NULL;
     }
-    s = make_engine(err, size);
+    s = preload_lib_load(err, size) == 0 ? make_engine(err, size) : NULL;
     if (s) {
         /* A child's copy of its parent's engine stays where it is: nothing in it may be touched. */
         atomic_store(preload_mark, ++last_mark);
@@ -140,13 +140,13 @@ static void before_fork(void)
 
     pthread_mutex_lock(&preload_lock);
     s = preload_active();
-    fork_announced = s && softkvm_memory_begin(s, &fork_change, SOFTKVM_CHANGE_FORK, NULL, 0, 0) == 0;
+    fork_announced = s && preload_lib.memory_begin(s, &fork_change, SOFTKVM_CHANGE_FORK, NULL, 0, 0) == 0;
 }
 
 static void after_fork_in_parent(void)
 {
     if (fork_announced) {
-        softkvm_memory_end(&fork_change, true);
+        preload_lib.memory_end(&fork_change, true);
     }
     pthread_mutex_unlock(&preload_lock);
 }

@@ -106,7 +106,7 @@ PRELOAD_EXPORT ssize_t read(int fd, void *buf, size_t n)
     if (preload_is_foreign(e)) {
         return preload_result(-EIO);
     }
-    got = softkvm_read(preload_active(), e->soft, buf, n, atomic_load(&e->offset));
+    got = preload_lib.read(preload_active(), e->soft, buf, n, atomic_load(&e->offset));
     if (got > 0) {
         atomic_fetch_add(&e->offset, (uint64_t)got);
     }
@@ -132,7 +132,7 @@ static ssize_t read_at(int fd, void *buf, size_t n, off64_t at)
     if (preload_is_foreign(e)) {
         return preload_result(-EIO);
     }
-    return preload_result(softkvm_read(preload_active(), e->soft, buf, n, (uint64_t)at));
+    return preload_result(preload_lib.read(preload_active(), e->soft, buf, n, (uint64_t)at));
 }
 
 PRELOAD_EXPORT ssize_t pread(int fd, void *buf, size_t n, off_t at)

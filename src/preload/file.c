@@ -34,7 +34,7 @@ static void discard_mapping(struct softkvm *s, const char *line, const struct st
     from = offset > (int64_t)at ? offset - (int64_t)at : 0;
     to = end - (int64_t)at < (int64_t)(stop - start) ? end - (int64_t)at : (int64_t)(stop - start);
     if (from < to) {
-        (void)softkvm_memory_discarded(s, (char *)start + from, (size_t)(to - from));
+        (void)preload_lib.memory_discarded(s, (char *)start + from, (size_t)(to - from));
     }
 }
 
@@ -66,7 +66,7 @@ static int file_allocate(int fd, int mode, off64_t offset, off64_t len)
 
     if (e) {
         return (int)preload_result(preload_is_foreign(e) ? -EIO
-                                                         : softkvm_fallocate(s, e->soft, mode, offset, len));
+                                                         : preload_lib.fallocate(s, e->soft, mode, offset, len));
     }
     ret = real_fallocate64()(fd, mode, offset, len);
 

@@ -34,9 +34,9 @@ static int run_vcpu(struct preload_fd *e, void *arg)
     state = preload_cancel_hold(&preload_run);
     preload_run.active = 1;
     if (preload_run.cancelled) {
-        softkvm_interrupt(s, e->soft); /* it came before `active` was seen */
+        preload_lib.interrupt(s, e->soft); /* it came before `active` was seen */
     }
-    ret = softkvm_ioctl(s, e->soft, KVM_RUN, arg);
+    ret = preload_lib.ioctl(s, e->soft, KVM_RUN, arg);
     preload_run.active = 0;
     preload_cancel_allow(state);
     return ret;
@@ -61,7 +61,7 @@ static int set_region2(struct preload_fd *e, void *arg)
     struct preload_fd *memory;
 
     if (process_vm_readv(getpid(), &local, 1, &remote, 1, 0) != sizeof(region)) {
-        return softkvm_ioctl(preload_active(), e->soft, KVM_SET_USER_MEMORY_REGION2, arg);
+        return preload_lib.ioctl(preload_active(), e->soft, KVM_SET_USER_MEMORY_REGION2, arg);
     }
     if (region.flags & KVM_MEM_GUEST_MEMFD) {
         memory = preload_find((int)region.guest_memfd);
@@ -70,7 +70,7 @@ static int set_region2(struct preload_fd *e, void *arg)
         }
         region.guest_memfd = (uint32_t)memory->soft;
     }
-    return softkvm_ioctl(preload_active(), e->soft, KVM_SET_USER_MEMORY_REGION2, &region);
+    return preload_lib.ioctl(preload_active(), e->soft, KVM_SET_USER_MEMORY_REGION2, &region);
 }
 
 static int vm_ioctl(struct preload_fd *e, unsigned long request, void *arg)
@@ -81,7 +81,7 @@ static int vm_ioctl(struct preload_fd *e, unsigned long request, void *arg)
     if (request == KVM_SET_USER_MEMORY_REGION2) {
         return set_region2(e, arg);
     }
-    ret = softkvm_ioctl(s, e->soft, request, arg);
+    ret = preload_lib.ioctl(s, e->soft, request, arg);
     switch (request) {
     case KVM_CREATE_VCPU:
         return install_result(ret, PRELOAD_VCPU, O_CLOEXEC);
@@ -100,9 +100,9 @@ static int vcpu_ioctl(struct preload_fd *e, unsigned long request, void *arg)
         return run_vcpu(e, arg);
     }
     if (request == KVM_GET_STATS_FD) {
-        return install_result(softkvm_ioctl(preload_active(), e->soft, request, arg), PRELOAD_STATS, 0);
+        return install_result(preload_lib.ioctl(preload_active(), e->soft, request, arg), PRELOAD_STATS, 0);
     }
-    return softkvm_ioctl(preload_active(), e->soft, request, arg);
+    return preload_lib.ioctl(preload_active(), e->soft, request, arg);
 }
 
 static int dispatch(struct preload_fd *e, unsigned long request, void *arg)
@@ -111,7 +111,7 @@ static int dispatch(struct preload_fd *e, unsigned long request, void *arg)
 
     switch (e->kind) {
     case PRELOAD_SYSTEM:
-        ret = softkvm_ioctl(preload_active(), e->soft, request, arg);
+        ret = preload_lib.ioctl(preload_active(), e->soft, request, arg);
         return request == KVM_CREATE_VM ? install_result(ret, PRELOAD_VM, O_CLOEXEC) : ret;
     case PRELOAD_VM:
         return vm_ioctl(e, request, arg);
@@ -130,7 +130,7 @@ static void name_unknown(const struct preload_fd *e, unsigned long request)
     static _Atomic unsigned char named[256];
     const char *name = "no request of KVM's that is known";
     unsigned n;
-    const struct softkvm_abi_ioctl *list = softkvm_abi_ioctls(&n);
+    const struct softkvm_abi_ioctl *list = preload_lib.abi_ioctls(&n);
 
     for (unsigned i = 0; i < n; i++) {
         if ((uint32_t)list[i].number == request) {

@@ -36,7 +36,7 @@ static void announce(struct announced *a, struct softkvm *s, enum softkvm_change
     a->s = s && len ? s : NULL;
     a->addr = addr;
     a->len = len;
-    a->begun = a->s && softkvm_memory_begin(s, &a->change, kind, addr, len, prot) == 0;
+    a->begun = a->s && preload_lib.memory_begin(s, &a->change, kind, addr, len, prot) == 0;
 }
 
 static void finish(struct announced *a, bool done)
@@ -44,9 +44,9 @@ static void finish(struct announced *a, bool done)
     int saved = errno;
 
     if (a->begun) {
-        softkvm_memory_end(&a->change, done);
+        preload_lib.memory_end(&a->change, done);
     } else if (a->s && done) {
-        softkvm_memory_unmapped(a->s, a->addr, a->len);
+        preload_lib.memory_unmapped(a->s, a->addr, a->len);
     }
     errno = saved;
 }
@@ -78,7 +78,7 @@ void *preload_map(struct preload_fd *e, void *addr, size_t length, int prot, int
     int err = ENODEV;
     void *pages = preload_is_foreign(e)
                       ? NULL
-                      : softkvm_mmap(s, e->soft, length, prot, flags, offset, &err);
+                      : preload_lib.mmap(s, e->soft, length, prot, flags, offset, &err);
     struct announced a;
     void *got;
 
@@ -89,7 +89,7 @@ void *preload_map(struct preload_fd *e, void *addr, size_t length, int prot, int
     announce(&a, flags & MAP_FIXED ? s : NULL, SOFTKVM_CHANGE_UNMAP, addr, length, 0);
     got = map_again(pages, addr, length, prot, flags);
     finish(&a, got != MAP_FAILED);
-    (void)softkvm_munmap(s, pages, length);
+    (void)preload_lib.munmap(s, pages, length);
     return got;
 }
 
@@ -174,7 +174,7 @@ PRELOAD_EXPORT void *mremap(void *addr, size_t old_len, size_t new_len, int flag
         va_end(args);
     }
     if (s && to) {
-        (void)softkvm_memory_unmapped(s, to, new_len); /* the kernel unmaps it first, too */
+        (void)preload_lib.memory_unmapped(s, to, new_len); /* the kernel unmaps it first, too */
     }
     announce(&a, s, SOFTKVM_CHANGE_MOVE, addr, old_len, 0);
     got = real_mremap()(addr, old_len, new_len, flags, to);

@@ -17,6 +17,7 @@
  *     a vfork child       no              yes
  *     a forked child      no              no
  *
+ * The engine is libsoftkvm.so, loaded at that first open (lib.h): a program without it carries the hooks alone.
  * Calls that the engine itself makes (mmap, close, ...) come through the hooks, too, and are told by
  * their return address: they go to the real function at once.
  *
@@ -36,6 +37,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "preload/lib.h"
 #include "softkvm/softkvm.h"
 
 #define PRELOAD_PATH   "/dev/kvm"

@@ -26,7 +26,7 @@ static void stop_run(void)
 
     if (run->active) {
         run->signalled = 1;
-        softkvm_interrupt(run->engine, run->soft);
+        preload_lib.interrupt(run->engine, run->soft);
     }
 }
 
@@ -50,6 +50,11 @@ static bool is_function(const struct sigaction *act)
            (act->sa_handler != SIG_DFL && act->sa_handler != SIG_IGN);
 }
 
+static bool is_wrapper(const struct sigaction *act)
+{
+    return (act->sa_flags & SA_SIGINFO) && act->sa_sigaction == on_signal;
+}
+
 static int set_action(int sig, const struct sigaction *act, struct sigaction *old)
 {
     struct sigaction wrapped, before, mine;
@@ -58,6 +63,12 @@ static int set_action(int sig, const struct sigaction *act, struct sigaction *ol
 
     if (sig <= 0 || sig >= NSIG) {
         return real_sigaction()(sig, act, old);
+    }
+    if (!act) {
+        ret = real_sigaction()(sig, NULL, old);
+        if (ret != 0 || !old || !is_wrapper(old)) {
+            return ret;
+        }
     }
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &mask);
@@ -78,7 +89,7 @@ static int set_action(int sig, const struct sigaction *act, struct sigaction *ol
     pthread_mutex_unlock(&handlers_lock);
     pthread_sigmask(SIG_SETMASK, &mask, NULL);
     if (ret == 0 && old) {
-        *old = before.sa_sigaction == on_signal && (before.sa_flags & SA_SIGINFO) ? mine : before;
+        *old = is_wrapper(&before) ? mine : before;
     }
     return ret;
 }

@@ -21,8 +21,8 @@ static void show_counter(struct softkvm *s, int stats, const struct kvm_stats_he
     uint64_t value;
 
     if (size >= sizeof(room) ||
-        softkvm_read(s, stats, room, size, h->desc_offset + i * size) != (int64_t)size || d->size != 1 ||
-        softkvm_read(s, stats, &value, sizeof(value), h->data_offset + d->offset) != sizeof(value)) {
+        preload_lib.read(s, stats, room, size, h->desc_offset + i * size) != (int64_t)size || d->size != 1 ||
+        preload_lib.read(s, stats, &value, sizeof(value), h->data_offset + d->offset) != sizeof(value)) {
         return;
     }
     room[size] = '\0';
@@ -36,7 +36,7 @@ int preload_stats_open(int soft, enum preload_kind kind)
     if (!preload_wants_stats || soft < 0 || (kind != PRELOAD_VM && kind != PRELOAD_VCPU)) {
         return -1;
     }
-    return softkvm_ioctl(preload_active(), soft, KVM_GET_STATS_FD, NULL);
+    return preload_lib.ioctl(preload_active(), soft, KVM_GET_STATS_FD, NULL);
 }
 
 void preload_stats_show(int fd, struct preload_fd *e)
@@ -46,15 +46,15 @@ void preload_stats_show(int fd, struct preload_fd *e)
     char id[64] = "";
 
     if (!preload_wants_stats || !s || e->stats < 0 || preload_is_foreign(e) ||
-        softkvm_read(s, e->stats, &h, sizeof(h), 0) != sizeof(h) || h.num_desc > MOST_COUNTERS) {
+        preload_lib.read(s, e->stats, &h, sizeof(h), 0) != sizeof(h) || h.num_desc > MOST_COUNTERS) {
         return;
     }
-    (void)softkvm_read(s, e->stats, id, h.name_size < sizeof(id) - 1 ? h.name_size : sizeof(id) - 1, h.id_offset);
+    (void)preload_lib.read(s, e->stats, id, h.name_size < sizeof(id) - 1 ? h.name_size : sizeof(id) - 1, h.id_offset);
     fprintf(stderr, "softkvm: process %d, descriptor %d, %s\n", (int)getpid(), fd, id);
     for (unsigned i = 0; i < h.num_desc; i++) {
         show_counter(s, e->stats, &h, i);
     }
     if (e->kind == PRELOAD_VCPU) {
-        fprintf(stderr, "  %-32s %20llu\n", "instructions", (unsigned long long)softkvm_instructions(s, e->soft));
+        fprintf(stderr, "  %-32s %20llu\n", "instructions", (unsigned long long)preload_lib.instructions(s, e->soft));
     }
 }

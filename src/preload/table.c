@@ -31,7 +31,8 @@ extern const char _end[] __attribute__((visibility("hidden")));
 
 bool preload_is_inside(const void *return_address)
 {
-    return (const char *)return_address >= __ehdr_start && (const char *)return_address < _end;
+    return ((const char *)return_address >= __ehdr_start && (const char *)return_address < _end) ||
+           preload_lib_has(return_address);
 }
 
 /* Names of the memfds, by which another process knows what it was given. */
@@ -107,9 +108,9 @@ static bool put_entry(int fd, struct preload_fd *e)
     if (old && !preload_is_foreign(old)) {
         preload_stats_show(fd, old);
         if (old->stats >= 0) {
-            softkvm_close(preload_active(), old->stats);
+            preload_lib.close(preload_active(), old->stats);
         }
-        softkvm_close(preload_active(), old->soft);
+        preload_lib.close(preload_active(), old->soft);
     }
     return true;
 }
@@ -137,7 +138,7 @@ int preload_install(int soft, enum preload_kind kind, int flags)
             syscall(SYS_close, fd);
         }
         free(e);
-        softkvm_close(preload_active(), soft);
+        preload_lib.close(preload_active(), soft);
         errno = saved;
         return -1;
     }
@@ -154,7 +155,7 @@ int preload_copy(int fd, int fd2)
         return 0;
     }
     if (!preload_is_foreign(e)) {
-        soft = softkvm_dup(preload_active(), e->soft);
+        soft = preload_lib.dup(preload_active(), e->soft);
         if (soft < 0) {
             return soft;
         }
@@ -166,7 +167,7 @@ int preload_copy(int fd, int fd2)
     if (!copy || !put_entry(fd2, copy)) {
         free(copy);
         if (soft >= 0) {
-            softkvm_close(preload_active(), soft);
+            preload_lib.close(preload_active(), soft);
         }
         return copy ? -EMFILE : -ENOMEM;
     }
@@ -221,14 +222,14 @@ int preload_adopt(int fd)
     if (!s) {
         return -ENODEV;
     }
-    soft = softkvm_open_system(s);
+    soft = preload_lib.open_system(s);
     if (soft < 0) {
         return soft;
     }
     e = new_entry(soft, PRELOAD_SYSTEM);
     if (!e || !put_entry(fd, e)) {
         free(e);
-        softkvm_close(s, soft);
+        preload_lib.close(s, soft);
         return -ENOMEM;
     }
     return 0;
@@ -299,6 +300,6 @@ int preload_open(int flags)
     if (!s) {
         return -1;
     }
-    soft = softkvm_open_system(s);
+    soft = preload_lib.open_system(s);
     return soft < 0 ? (int)preload_result(soft) : preload_install(soft, PRELOAD_SYSTEM, flags);
 }
