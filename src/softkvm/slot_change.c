@@ -195,6 +195,16 @@ static void publish(struct kvm_vm *vm, struct kvm_memslot *old, struct kvm_memsl
     atomic_fetch_add_explicit(&vm->counters.slot_updates, 1, memory_order_relaxed);
 }
 
+/* All of a slot, while vCPUs may mark its pages dirty. */
+static void copy_slot(struct kvm_memslot *to, struct kvm_memslot *from)
+{
+    size_t at = offsetof(struct kvm_memslot, may_be_dirty), past = at + sizeof(from->may_be_dirty);
+
+    memcpy(to, from, at);
+    memcpy((char *)to + past, (char *)from + past, sizeof(*from) - past);
+    atomic_store(&to->may_be_dirty, atomic_load(&from->may_be_dirty));
+}
+
 /* Delete (new null) or move: no translation of the old place is left when this returns. */
 static int replace_by_way_of_invalid(struct kvm_vm *vm, struct kvm_memslot *old,
                                      struct kvm_memslot *new)
@@ -204,7 +214,7 @@ static int replace_by_way_of_invalid(struct kvm_vm *vm, struct kvm_memslot *old,
     if (!invalid) {
         return -ENOMEM;
     }
-    *invalid = *old;
+    copy_slot(invalid, old);
     invalid->flags |= KVM_SLOT_INVALID;
     publish(vm, old, invalid);
     kvm_mmu_zap_range(vm, gfn(old->base_gfn), old->npages);
