@@ -84,6 +84,8 @@ int kvm_prefault(struct kvm_vcpu *v, void *arg)
             done = done < u.size ? done : u.size;
             u.gpa += done;
             u.size -= done;
+            kvm_read_end(v); /* slots may change between two pages */
+            kvm_read_begin(v);
         }
     }
     if (kvm_user_write(arg, &u, sizeof(u)) < 0) {
