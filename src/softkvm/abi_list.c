@@ -189,7 +189,6 @@ static const struct softkvm_abi_cap caps[] = {
     {I(KVM_CAP_SPLIT_IRQCHIP), ""},
     {I(KVM_CAP_IOEVENTFD_ANY_LENGTH), ""},
     {I(KVM_CAP_HYPERV_SYNIC), "Hyper-V enlightenments"},
-    {I(KVM_CAP_VCPU_ATTRIBUTES), ""},
     {I(KVM_CAP_MAX_VCPU_ID), ""},
     {I(KVM_CAP_X2APIC_API), ""},
     {I(KVM_CAP_IMMEDIATE_EXIT), ""},
