@@ -25,10 +25,12 @@
 /* Family 6, model 0x8f, stepping 8. */
 #define SIGNATURE 0x000806f8u
 
+/* The TSC-deadline timer is not here: user space adds it where it has an APIC of the kernel's, as
+ * KVM_CAP_TSC_DEADLINE_TIMER says. */
 #define LEAF1_ECX                                                                                  \
     (BIT(0) /* SSE3 */ | BIT(9) /* SSSE3 */ | BIT(13) /* CMPXCHG16B */ | BIT(17) /* PCID */ |     \
      BIT(19) /* SSE4.1 */ | BIT(20) /* SSE4.2 */ | BIT(21) /* x2APIC */ | BIT(23) /* POPCNT */ |  \
-     BIT(24) /* TSC deadline */ | BIT(26) /* XSAVE */ | BIT(31) /* hypervisor */)
+     BIT(26) /* XSAVE */ | BIT(31) /* hypervisor */)
 #define LEAF1_EDX                                                                                  \
     (BIT(0) /* FPU */ | BIT(2) /* DE */ | BIT(3) /* PSE */ | BIT(4) /* TSC */ | BIT(5) /* MSR */ |\
      BIT(6) /* PAE */ | BIT(7) /* MCE */ | BIT(8) /* CX8 */ | BIT(9) /* APIC */ |                 \

@@ -1,6 +1,6 @@
 /*
- * What a program sees of /dev/kvm through libc: run with the preload library it must be what the kernel gives
- * (and is, where this same program is run on a kernel's KVM: --real says what is expected to differ).
+ * What a program sees of /dev/kvm through libc: run with the preload library it must be what the kernel gives. The
+ * same program runs on a kernel's KVM.
  */
 #include <errno.h>
 #include <stdio.h>

@@ -245,7 +245,7 @@ static enum kvm_msr_result set_msr(struct kvm_vcpu *v, uint32_t index, uint64_t 
             return KVM_MSR_FAULT;
         }
         if (!v->lapic) {
-            return value ? KVM_MSR_FAULT : KVM_MSR_DONE; /* nothing to end */
+            return value & 2 ? KVM_MSR_FAULT : KVM_MSR_DONE; /* nothing will ever be ended so */
         }
         return result_of(kvm_lapic_set_pv_eoi(v->lapic, value));
     default:
