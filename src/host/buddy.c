@@ -474,6 +474,7 @@ void host_zone_init(struct host_memory_impl *m)
         struct host_zone *z = &m->zone[i];
 
         pthread_mutex_init(&z->lock, NULL);
+        base_lock_set_rank(&z->lock, BASE_RANK_ZONE);
         z->start = z->next = start;
         z->end = ends[i] < m->hm.nr_frames ? ends[i] : m->hm.nr_frames;
         z->managed = z->free = z->end - z->start;

@@ -300,6 +300,7 @@ int host_ksm_new(struct host_mm *mm)
         return -ENOMEM;
     }
     pthread_mutex_init(&mm->ksm->lock, NULL);
+    base_lock_set_rank(&mm->ksm->lock, BASE_RANK_KSM);
     return 0;
 }
 
@@ -310,6 +311,9 @@ void host_ksm_free(struct host_mm *mm)
         if (mm->ksm->stable[i]) {
             host_frame_put(mm->hm, pfn(mm->ksm->stable[i]));
         }
+    }
+    if (mm->ksm) {
+        pthread_mutex_destroy(&mm->ksm->lock);
     }
     free(mm->ksm);
     mm->ksm = NULL;

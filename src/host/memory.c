@@ -81,6 +81,7 @@ static int make_cpus(struct host_memory_impl *m, unsigned wanted)
     memset(m->pcp, 0, m->nr_cpus * sizeof(*m->pcp));
     for (unsigned i = 0; i < m->nr_cpus; i++) {
         pthread_mutex_init(&m->pcp[i].lock, NULL);
+        base_lock_set_rank(&m->pcp[i].lock, BASE_RANK_PCP);
     }
     return 0;
 }
@@ -111,6 +112,7 @@ int host_memory_new(const struct host_memory_options *options, struct host_memor
     m->fail_alloc = o->fail_alloc;
     m->opaque = o->opaque;
     pthread_rwlock_init(&m->mms_lock, NULL);
+    base_lock_set_rank(&m->mms_lock, BASE_RANK_MMS);
     err = map_arrays(m);
     if (!err) {
         err = make_cpus(m, o->nr_cpus);
@@ -139,6 +141,13 @@ void host_memory_free(struct host_memory *hm)
     if (!hm) {
         return;
     }
+    for (unsigned i = 0; m->pcp && i < m->nr_cpus; i++) {
+        pthread_mutex_destroy(&m->pcp[i].lock);
+    }
+    for (unsigned i = 0; m->zone[0].end && i < HOST_NR_ZONES; i++) {
+        pthread_mutex_destroy(&m->zone[i].lock);
+    }
+    pthread_rwlock_destroy(&m->mms_lock);
     unmap(hm->frames, hm->nr_frames * sizeof(struct host_frame));
     unmap(hm->arena, hm->nr_frames << PAGE_SHIFT);
     unmap(m->blocks, hm->nr_frames >> HOST_PAGEBLOCK_ORDER);

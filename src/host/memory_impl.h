@@ -13,6 +13,7 @@
 
 #include <pthread.h>
 
+#include "base/lock.h"
 #include "host/buddy.h"
 
 #define HOST_PCP_HIGH  256u /* frames of one type that a CPU keeps before it gives some back */

@@ -24,6 +24,9 @@ static void init_locks(struct host_mm *mm)
     pthread_rwlock_init(&mm->mmap_lock, &attr);
     pthread_rwlock_init(&mm->notifier_lock, NULL);
     pthread_mutex_init(&mm->cache.lock, NULL);
+    base_lock_set_rank(&mm->mmap_lock, BASE_RANK_MMAP);
+    base_lock_set_rank(&mm->notifier_lock, BASE_RANK_NOTIFIERS);
+    base_lock_set_rank(&mm->cache.lock, BASE_RANK_CACHE);
     pthread_rwlockattr_destroy(&attr);
     list_init(&mm->notifiers);
 }

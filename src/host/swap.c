@@ -500,6 +500,7 @@ int host_swap_new(struct host_mm *mm, uint64_t pages, bool announced)
     }
     mm->swap = s;
     pthread_mutex_init(&s->lock, NULL);
+    base_lock_set_rank(&s->lock, BASE_RANK_SWAP);
     s->announced = announced;
     s->uffd = s->stop = -1;
     s->fresh = 1;
@@ -545,6 +546,7 @@ void host_swap_free(struct host_mm *mm)
     unreserve(s->index, s->nr_index * sizeof(*s->index));
     unreserve(s->chunks, s->nr_chunks * sizeof(*s->chunks));
     unreserve(s->scratch, 2 * PAGE_SIZE);
+    pthread_mutex_destroy(&s->lock);
     ZSTD_freeCCtx(s->cctx);
     ZSTD_freeDCtx(s->dctx);
     free(s);

@@ -166,6 +166,7 @@ struct softkvm *softkvm_new(const struct softkvm_options *options, char *err, si
     s->options = o;
     s->max_page_level = o.max_page_level ? o.max_page_level : 3;
     pthread_mutex_init(&s->lock, NULL);
+    base_lock_set_rank(&s->lock, BASE_RANK_FILES);
     list_init(&s->mappings);
     s->tsc_khz = measure_tsc_khz();
     s->guarded = !o.no_fault_guard && base_guard_install() == 0;

@@ -17,6 +17,7 @@
 
 #include "base/compiler.h"
 #include "base/list.h"
+#include "base/lock.h"
 #include "base/trace.h"
 #include "host/frame.h"
 #include "host/mm.h"

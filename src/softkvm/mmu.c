@@ -248,6 +248,7 @@ static int init_lock(pthread_rwlock_t *lock)
     /* Faults come without end; a zap must not wait for all of them. */
     pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
     r = pthread_rwlock_init(lock, &attr);
+    base_lock_set_rank(lock, BASE_RANK_MMU);
     pthread_rwlockattr_destroy(&attr);
     return -r;
 }

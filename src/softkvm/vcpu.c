@@ -101,6 +101,7 @@ static int vcpu_new(struct kvm_vm *vm, uint32_t id, struct kvm_vcpu **out)
     atomic_store(&v->refs, 1);
     atomic_store(&v->requests, KVM_REQUEST_MSR_FILTER);
     pthread_mutex_init(&v->lock, NULL);
+    base_lock_set_rank(&v->lock, BASE_RANK_VCPU);
     r = vcpu_init(v);
     if (r == 0) {
         r = vm->irq->vcpu_init(v);

@@ -18,6 +18,9 @@ static void init_locks(struct kvm_vm *vm)
 {
     pthread_mutex_init(&vm->lock, NULL);
     pthread_mutex_init(&vm->slots_lock, NULL);
+    base_lock_set_rank(&vm->lock, BASE_RANK_VM);
+    base_lock_set_rank(&vm->slots_lock, BASE_RANK_SLOTS);
+    base_lock_set_rank(&vm->irq_lock, BASE_RANK_IRQ);
     pthread_mutex_init(&vm->irq_lock, NULL);
     pthread_mutex_init(&vm->tsc.lock, NULL);
 }
