@@ -116,8 +116,8 @@ static void show_explanation(FILE *to, const struct softkvm_explain *x)
                 (unsigned long long)x->ept_page_size, (unsigned long long)x->host_page_size);
     }
     if (x->stages & SOFTKVM_STAGE_FRAME) {
-        fprintf(to, "    frame 0x%llx, %.20s, %u references, bytes", (unsigned long long)x->frame.pfn,
-                x->frame.type_name, x->frame.refcount);
+        fprintf(to, "    frame 0x%llx, %.20s, of address space %u, %u references, bytes", (unsigned long long)x->frame.pfn,
+                x->frame.type_name, x->frame.owner, x->frame.refcount);
         for (i = 0; i < sizeof(x->data); i++) {
             fprintf(to, " %02x", x->data[i]);
         }

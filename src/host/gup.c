@@ -197,3 +197,9 @@ unsigned host_mm_walk(struct host_mm *mm, hva_t addr, unsigned levels[HOST_MAX_L
     host_walk_end(slot, parity);
     return n;
 }
+
+/* See mm.h. Lock: none. */
+hpa_t host_mm_root(const struct host_mm *mm)
+{
+    return mm->root;
+}

@@ -196,6 +196,9 @@ unsigned host_mapping_level(struct host_mm *mm, hva_t addr);
 unsigned host_mm_walk(struct host_mm *mm, hva_t addr, unsigned levels[HOST_MAX_LEVELS],
                       uint64_t entries[HOST_MAX_LEVELS]);
 
+/* Where the top table is: constant. */
+hpa_t host_mm_root(const struct host_mm *mm);
+
 /* Somebody who writes to guest RAM outside the simulated tables says so (needed with zero_page and
  * for merged pages): private copies are made before it returns. */
 int host_mm_note_write(struct host_mm *mm, hva_t start, hva_t end) must_check;

@@ -54,7 +54,7 @@ static void walk_host(struct kvm_vm *vm, struct softkvm_explain *x)
 
         kvm_explain_entry(o, ARCH_FMT_LONG, levels[i], entries[i]);
         o->index = arch_index(fmt, x->hva, levels[i]);
-        o->table = i ? arch_table_addr(fmt, entries[i - 1]) : 0;
+        o->table = i ? arch_table_addr(fmt, entries[i - 1]) : host_mm_root(vm->s->mm).v;
         if (o->leaf) {
             uint64_t size = pt_leaf_size(levels[i]);
 
