@@ -85,6 +85,7 @@ struct softkvm_options {
     /* The process brackets its own accesses to guest memory by softkvm_memory_access_begin() and _end(): then swap needs
      * no userfaultfd, and pages of equal contents may be merged. */
     bool announced;
+    unsigned background; /* milliseconds between steps of the host's background work (reclaim, huge pages, merging); 0: none */
     unsigned host_cpus; /* simulated processors of the host, each with its list of frames; 0: as the machine; 1: repeatable */
 };
 

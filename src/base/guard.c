@@ -95,6 +95,7 @@ static void try_guards(int signo, const siginfo_t *si, const ucontext_t *uc)
         if (g->claims(g, &f)) {
             g->fault = f;
             current = g->outer;
+            pthread_sigmask(SIG_SETMASK, &uc->uc_sigmask, NULL); /* as before the fault, whoever blocked more */
             jump_back(g);
         }
     }

@@ -18,6 +18,7 @@ enum base_lock_rank {
     BASE_RANK_VM = 20,        /* kvm_vm.lock: vCPUs, chips, capabilities */
     BASE_RANK_SLOTS = 30,     /* kvm_vm.slots_lock */
     BASE_RANK_IRQ = 35,       /* kvm_vm.irq_lock: interrupt chips and routing */
+    BASE_RANK_DAEMON = 38,    /* host_daemon.lock: background work */
     BASE_RANK_MMS = 40,       /* host_memory_impl.mms_lock: which address spaces there are */
     BASE_RANK_MMAP = 50,      /* host_mm.mmap_lock */
     BASE_RANK_KSM = 55,       /* host_ksm.lock */

@@ -65,9 +65,14 @@ static void free_frames(struct host_mm *mm)
     }
 }
 
-static int make_swap(struct host_mm *mm, const struct host_mm_options *o)
+static int make_parts(struct host_mm *mm, const struct host_mm_options *o)
 {
-    int err = o->swap_pages ? host_swap_new(mm, o->swap_pages, o->announced) : 0;
+    int err = host_daemon_new(mm);
+
+    if (err) {
+        return err;
+    }
+    err = o->swap_pages ? host_swap_new(mm, o->swap_pages, o->announced) : 0;
 
     return !err && o->announced ? host_ksm_new(mm) : err;
 }
@@ -113,7 +118,7 @@ int host_mm_new(struct host_memory *hm, const struct host_mm_options *options, s
     mm->trace = o->trace ? o->trace : &no_trace;
     list_init(&mm->accesses);
     init_locks(mm);
-    err = make_swap(mm, o);
+    err = make_parts(mm, o);
     if (!err) {
         err = make_frames(mm);
     }
@@ -131,6 +136,7 @@ fail_enter:
     free_frames(mm);
     host_cache_fini(mm);
 fail_frames:
+    host_daemon_free(mm);
     host_ksm_free(mm);
     host_swap_free(mm);
     free(mm);
@@ -143,6 +149,7 @@ void host_mm_free(struct host_mm *mm)
     if (!mm) {
         return;
     }
+    host_daemon_free(mm);
     leave(mm);
     host_notify_release(mm);
     host_ksm_restore_range(mm, 0, host_mm_limit(mm));

@@ -243,6 +243,19 @@ uint64_t host_mm_reclaim(struct host_mm *mm, uint64_t want);
  */
 int64_t host_mm_merge_scan(struct host_mm *mm, uint64_t pages);
 
+/*
+ * Background work, as steps: reclaim when free frames have come below the low marks, huge pages made of small ones, pages
+ * merged. what: HOST_WORK_*. Returns how many frames were freed, huge pages made and pages merged, together. Or as a
+ * thread that makes all of `what` a step each period, from start to stop (host_mm_free() stops it, too).
+ */
+#define HOST_WORK_RECLAIM  0x1u
+#define HOST_WORK_COLLAPSE 0x2u
+#define HOST_WORK_MERGE    0x4u
+#define HOST_WORK_ALL      0x7u
+uint64_t host_mm_work(struct host_mm *mm, unsigned what);
+int host_mm_work_start(struct host_mm *mm, unsigned what, unsigned period_ms) must_check;
+void host_mm_work_stop(struct host_mm *mm);
+
 /* Bring everything back from swap, as before the address space goes. 0 or -ENOMEM. */
 int host_mm_swap_off(struct host_mm *mm) must_check;
 

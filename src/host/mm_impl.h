@@ -131,6 +131,7 @@ struct host_mm {
 
     struct host_cache cache; /* its own lock */
     struct host_ksm *ksm;    /* null unless the process announces its accesses; constant */
+    struct host_daemon *daemon; /* constant */
     struct host_swap *swap;  /* null without swap; constant */
     struct list accesses;    /* ranges that device code uses; mmap lock */
     uint64_t hand;           /* reclaim's clock hand, an address; mmap lock for writing */
@@ -283,6 +284,10 @@ void host_ksm_free(struct host_mm *mm);
 int host_ksm_unmerge(struct host_mm *mm, uint64_t addr, uint64_t *entry, uint64_t old,
                      uint64_t new_entry) must_check;
 void host_ksm_restore_range(struct host_mm *mm, uint64_t start, uint64_t end);
+
+/* ---- daemon.c ---- */
+int host_daemon_new(struct host_mm *mm) must_check;
+void host_daemon_free(struct host_mm *mm);
 
 /* reclaim.c: is device code at a page of [start, end)? Lock: mmap lock held, either way. */
 bool host_mm_in_access(const struct host_mm *mm, uint64_t start, uint64_t end);

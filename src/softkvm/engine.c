@@ -138,6 +138,11 @@ static int make_host(struct softkvm *s, char *err, size_t size)
     r = host_mm_new(s->hm, &mm, &s->mm);
     if (r < 0) {
         snprintf(err, size, "host address space: %s", strerror(-r));
+        return r;
+    }
+    r = s->options.background ? host_mm_work_start(s->mm, HOST_WORK_ALL, s->options.background) : 0;
+    if (r < 0) {
+        snprintf(err, size, "background work of the host: %s", strerror(-r));
     }
     return r;
 }

@@ -86,10 +86,10 @@ static void host_mm_step(struct storm *w)
     unsigned slot;
     char *page = random_page(w, &slot);
     hva_t at = ptr_to_hva(page);
-    uint64_t kind = storm_random(w, 9), n = 1 + storm_random(w, 300);
+    uint64_t kind = storm_random(w, 10), n = 1 + storm_random(w, 300);
 
     static const char *const names[] = {"reclaim", "reclaim", "migrate", "collapse", "split",
-                                        "merge", "compact", "fork", "recheck"};
+                                        "merge", "compact", "fork", "recheck", "background work"};
     storm_say(w, "host: %s (page %p of slot %u, %llu)", names[kind], (void *)page, slot,
               (unsigned long long)n);
     switch (kind) {
@@ -116,6 +116,9 @@ static void host_mm_step(struct storm *w)
         break;
     case 7:
         allow(w, host_mm_forked(mm_of(w)), "fork");
+        break;
+    case 9:
+        host_mm_work(mm_of(w), HOST_WORK_ALL);
         break;
     case 8:
         host_mm_recheck(mm_of(w), ptr_to_hva(w->slot[slot].hva),

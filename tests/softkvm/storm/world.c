@@ -123,7 +123,7 @@ static void choose(struct storm *w)
 /* Always the same places: addresses decide the order of much that the host does. */
 static char *pages_at(unsigned i, size_t bytes)
 {
-    void *at = (void *)(uintptr_t)(UINT64_C(0x100000000000) + i * UINT64_C(0x40000000));
+    void *at = (void *)(uintptr_t)(UINT64_C(0x7e9000000000) + i * UINT64_C(0x40000000));
     void *p = mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
 
     return p == at ? p : NULL;
