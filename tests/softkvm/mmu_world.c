@@ -137,7 +137,8 @@ void check_world(struct world *w)
     }
 }
 
-/* As the processor: a write to a writable clean page sets the dirty bit and logs the page. */
+/* As the processor: a write to a writable clean page sets the dirty bit and logs the page. Under the lock, as this
+ * processor does not answer when it is asked to forget tables. */
 static void log_write(struct world *w, struct kvm_vcpu *v, uint64_t addr)
 {
     uint64_t table = w->vm->mmu.root.v;
@@ -169,7 +170,9 @@ enum kvm_fault_result fault(struct world *w, unsigned vcpu, uint64_t addr, uint3
     kvm_read_begin(v);
     r = kvm_mmu_fault(v, gpa(addr), access, &error);
     if (v->pml && (access & EPT_VIOL_WRITE)) {
+        pthread_rwlock_rdlock(&w->vm->mmu.lock);
         log_write(w, v, addr);
+        pthread_rwlock_unlock(&w->vm->mmu.lock);
     }
     kvm_read_end(v);
     return r;
