@@ -22,9 +22,9 @@ struct rig {
     struct strata_space *space, *io;
     struct accel *accel;
     sem_t ended;
-    int stop_reason; /* enum accel_stop, or -1 */
+    _Atomic int stop_reason; /* enum accel_stop, or -1 */
     char stop_text[300];
-    unsigned done_value;
+    _Atomic unsigned done_value;
     /* asked by accel before each allocation, when set */
     bool (*fail_alloc)(void *opaque);
     void *fail_opaque;

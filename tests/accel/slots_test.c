@@ -62,10 +62,7 @@ static void end(struct rig *r)
 
 static uint32_t word(struct rig *r, uint64_t at)
 {
-    uint32_t v = 0;
-
-    memcpy(&v, (char *)strata_region_host(r->ram) + at, 4);
-    return v;
+    return __atomic_load_n((uint32_t *)((char *)strata_region_host(r->ram) + at), __ATOMIC_ACQUIRE);
 }
 
 /* Until the guest has gone round so often, or the run ended. */
