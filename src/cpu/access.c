@@ -110,11 +110,12 @@ static bool target_find(struct access *a, struct piece *p)
     struct cpu_xlate x = {.la = p->la, .access = (uint8_t)a->kind, .priv = (uint8_t)a->set};
     uint64_t tag = cpu_tlb_tag(cpu, p->la);
     enum cpu_xlate_result res;
+    bool fast = __atomic_load_n(&e->tag_w, __ATOMIC_RELAXED) == tag;
 
-    if (e->tag_r == tag && (a->kind == CPU_ACCESS_READ || e->tag_w == tag || (e->info & CPU_TLBI_CODE_W))) {
+    if (e->tag_r == tag && (a->kind == CPU_ACCESS_READ || fast || (e->info & CPU_TLBI_CODE_W))) {
         p->host = (uint8_t *)(uintptr_t)(p->la + e->addend);
         p->pfn = e->info >> PAGE_SHIFT;
-        p->has_code = e->tag_w != tag;
+        p->has_code = !fast;
         return true;
     }
     cpu->counters.tlb_misses++;

@@ -51,7 +51,7 @@ void cpu_cached_for_each(const struct cpu *cpu, cpu_cached_fn *fn, void *opaque)
             const struct cpu_tlb_entry *e = &mmu->tlb[set][i];
 
             if (is_live(&live, e->tag_r)) {
-                bool writable = e->tag_w == e->tag_r || (e->info & CPU_TLBI_CODE_W);
+                bool writable = __atomic_load_n(&e->tag_w, __ATOMIC_RELAXED) == e->tag_r || (e->info & CPU_TLBI_CODE_W);
 
                 fn(opaque, writable ? CPU_CACHED_WRITE : CPU_CACHED_READ, e->info >> PAGE_SHIFT);
             }

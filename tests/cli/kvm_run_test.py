@@ -7,6 +7,8 @@ import sys
 import tempfile
 
 STRATA, PROGRAM = sys.argv[1:3]
+# A sanitizer's runtime must come first in a process: a library that has one cannot be preloaded into others.
+SANITIZED = os.environ.get("STRATA_SANITIZED") == "1"
 count = 0
 
 
@@ -75,9 +77,10 @@ def test_programs(folder):
     report(says(run(static_elf(folder)), 126, "statically linked"), "a static program is refused, with the reason")
     report(says(run(script(folder, "s1", f"#!{folder}/static")), 126, "statically linked"),
            "and a script for it")
-    report(says(run(script(folder, "s2", "#! /bin/sh -e", "test -r /dev/kvm && test -c /dev/kvm && echo there")), 0,
-                "there"), "a script of a dynamic program runs, and sees the device")
-    report(says(run("sh", "-c", "exit 7"), 7), "the command's own status")
+    if not SANITIZED:
+        report(says(run(script(folder, "s2", "#! /bin/sh -e", "test -r /dev/kvm && test -c /dev/kvm && echo there")),
+                    0, "there"), "a script of a dynamic program runs, and sees the device")
+        report(says(run("sh", "-c", "exit 7"), 7), "the command's own status")
     with open(os.path.join(folder, "text"), "w") as f:
         f.write("hello\n")
     os.chmod(f.name, 0o755)
@@ -119,7 +122,7 @@ with tempfile.TemporaryDirectory(prefix="strata-kvm-run-") as room:
     test_words()
     test_list()
     test_programs(room)
-    test_environment(room)
-    if os.environ.get("STRATA_SANITIZED") != "1":
+    if not SANITIZED:
+        test_environment(room)
         test_working(room)
 print(f"1..{count}")

@@ -303,13 +303,13 @@ static void guest_table_goes(void **state)
 {
     struct kvm_translation t = {.linear_address = PAGE_GPA};
     struct kvm_regs r = start_regs();
-    uint64_t *pd;
 
     for (unsigned way = 0; way < NR_WAYS; way++) {
         make(true);
-        pd = (uint64_t *)(void *)w.before;
-        for (unsigned i = 0; i < 512; i++) {
-            pd[i] = (uint64_t)i << 21 | 0x87; /* A and D are to be set: a write */
+        for (uint64_t i = 0; i < 512; i++) {
+            uint64_t entry = i << 21 | 0x87; /* A and D are to be set: a write */
+
+            memcpy(w.before + i * sizeof(entry), &entry, sizeof(entry));
         }
         memcpy(w.page, w.before, PAGE_BYTES);
         ((uint64_t *)(void *)(w.m->low + TABLES + 4096))[0] = PAGE_GPA | 7;
