@@ -428,6 +428,8 @@ struct storm {
     bool away;
     uint64_t bytes;
     uint32_t *floor; /* per page: the round that was there when the page was last reported clean */
+    uint8_t *late;   /* per page: changed at the last harvest and not reported; must be reported by the next */
+    bool may_be_late;
     uint64_t seed;
 };
 
@@ -444,7 +446,8 @@ static uint32_t page_word(struct storm *s, uint64_t page)
 
 /*
  * A harvest: pages that are not reported dirty hold what they held at the last one. The word of a page that is
- * taken over is read after its bit was cleared, as a migration would.
+ * taken over is read after its bit was cleared, as a migration would. A kernel whose KVM interprets stores marks the page
+ * behind the store (as __kvm_write_guest_page() does): while it runs, the mark may come with the next harvest.
  */
 static void harvest(struct storm *s)
 {
@@ -461,6 +464,9 @@ static void harvest(struct storm *s)
     for (i = 0; i < pages; i++) {
         if (bits[i / 64] >> (i % 64) & 1) {
             s->floor[i] = page_word(s, i);
+            s->late[i] = 0;
+        } else if (now[i] != s->floor[i] && s->may_be_late && !s->late[i]) {
+            s->late[i] = 1;
         } else if (now[i] != s->floor[i]) {
             fail_msg("page %llu changed from %u to %u and was not reported", (unsigned long long)i, s->floor[i], now[i]);
         }
@@ -515,7 +521,9 @@ static void storm(void **state)
     start(&r, state, bytes);
     s.r = &r;
     s.floor = calloc(bytes / 4096, sizeof(*s.floor));
-    assert_non_null(s.floor);
+    s.late = calloc(bytes / 4096, 1);
+    assert_true(s.floor && s.late);
+    s.may_be_late = !is_soft;
     s.alias = rig_alias(&r, "window", r.big, 16 * 4096);
     strata_region_set_enabled(s.alias, false);
     assert_int_equal(strata_region_add_overlap(r.system, BIG_ADDR, s.alias, 5), 0);
@@ -533,6 +541,7 @@ static void storm(void **state)
         }
     }
     finish(&r);
+    s.may_be_late = false;
     harvest(&s);
     last = word(&r, 0x200c);
     assert_true(last >= 1);
@@ -544,6 +553,7 @@ static void storm(void **state)
     strata_region_destroy(s.whole);
     strata_region_destroy(s.hole);
     free(s.floor);
+    free(s.late);
     end(&r);
 }
 
