@@ -8,9 +8,8 @@
  *     else the 4 KiB entry: absent  -> anonymous, file or zero page  level 1
  *                           present -> write to a read-only entry: copy on write, or upgrade
  *
- * Invariants: an entry goes from absent to present by compare-and-exchange, so of two threads one
- * wins and the other gives its frame back; the contents of the page are never looked at: they are
- * at its HVA.
+ * Invariants: an entry goes from absent to present by compare-and-exchange, so of two threads one wins and the
+ * other gives its frame back; the contents of the page are never looked at: they are at its HVA.
  *
  * Locks: mmap lock for reading; for writing only to learn a VMA.
  */
@@ -22,8 +21,7 @@
 #define RECLAIM_BATCH 256
 #define RECLAIM_TRIES 4
 
-/* Faults without a try after one for a huge page has failed; 2 MiB blocks made when memory is
- * compacted. */
+/* Faults without a try after one for a huge page has failed; 2 MiB blocks made when memory is compacted. */
 #define HUGE_DEFER    64
 #define COMPACT_BATCH 2
 
@@ -280,16 +278,23 @@ static int fault_absent(struct fault *f)
     return err;
 }
 
-/* Must a write to this mapped frame get a frame of its own first? */
-static bool needs_copy(const struct fault *f, const struct host_frame *frame)
+/* The type of a frame that an entry named a moment ago: if it is another by now, the entry has changed, too. */
+static unsigned type_seen(const struct host_mm *mm, pfn_t p)
 {
-    return frame->type == HOST_FRAME_ZERO || frame->type == HOST_FRAME_KSM ||
-           (f->value & HOST_PTE_COW) || (frame->type == HOST_FRAME_FILE && !is_shared(f->vma));
+    return __atomic_load_n(&mm->hm->frames[p.v].type, __ATOMIC_RELAXED);
 }
 
-/* Replace the frame of the entry by one of the page's own. The bytes need no copying: a private
- * page of the process is at its HVA, whatever stood behind it; those of a merged page come home
- * first. */
+/* Must a write to this mapped frame get a frame of its own first? */
+static bool needs_copy(const struct fault *f, pfn_t p)
+{
+    unsigned type = type_seen(f->mm, p);
+
+    return type == HOST_FRAME_ZERO || type == HOST_FRAME_KSM || (f->value & HOST_PTE_COW) ||
+           (type == HOST_FRAME_FILE && !is_shared(f->vma));
+}
+
+/* Replace the frame of the entry by one of the page's own. The bytes need no copying: a private page of the process
+ * is at its HVA, whatever stood behind it; those of a merged page come home first. */
 static int fault_copy(struct fault *f, pfn_t old_pfn)
 {
     struct host_mmu_range range = {hva(f->addr), hva(f->addr + PAGE_SIZE), HOST_MMU_CLEAR};
@@ -307,7 +312,7 @@ static int fault_copy(struct fault *f, pfn_t old_pfn)
         return err;
     }
     host_notify_start(mm, &range);
-    if (mm->hm->frames[old_pfn.v].type == HOST_FRAME_KSM) {
+    if (type_seen(mm, old_pfn) == HOST_FRAME_KSM) {
         err = host_ksm_unmerge(mm, f->addr, f->entry, old, entry_bits(f, true) | p.v << PAGE_SHIFT);
         done = !err;
     } else {
@@ -339,11 +344,11 @@ static int fault_protected(struct fault *f, unsigned level)
         host_mm_count(f->mm, HOST_MM_userfaults, 1);
         return -EBUSY;
     }
-    if (level == 1 && needs_copy(f, &f->mm->hm->frames[p.v])) {
+    if (level == 1 && needs_copy(f, p)) {
         return fault_copy(f, p);
     }
-    if (__atomic_compare_exchange_n(f->entry, &old, old | X86_PTE_W | X86_PTE_D, false,
-                                    __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+    if (__atomic_compare_exchange_n(f->entry, &old, old | X86_PTE_W | X86_PTE_D, false, __ATOMIC_SEQ_CST,
+                                    __ATOMIC_SEQ_CST)) {
         host_mm_count(f->mm, HOST_MM_wp_upgrade, 1);
     }
     return 0;
@@ -554,10 +559,8 @@ static int fill_special(struct fault *f)
     if (err) {
         return err;
     }
-    value =
-        entry_bits(f, (f->vma->flags & HOST_VMA_WRITE) != 0) | HOST_PTE_SPECIAL | p.v << PAGE_SHIFT;
-    if (!__atomic_compare_exchange_n(f->entry, &old, value, false, __ATOMIC_SEQ_CST,
-                                     __ATOMIC_SEQ_CST)) {
+    value = entry_bits(f, (f->vma->flags & HOST_VMA_WRITE) != 0) | HOST_PTE_SPECIAL | p.v << PAGE_SHIFT;
+    if (!__atomic_compare_exchange_n(f->entry, &old, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
         host_frame_put(f->mm->hm, p);
     }
     return 0;
