@@ -203,21 +203,28 @@ static int late_write(struct kvm_vcpu *v)
 {
     const struct cpu_exit *e = &v->cpu->exit;
     gfn_t f = kvm_slot_frame(v->vm, gpa_to_gfn(e->ept.gpa));
-    const struct kvm_memslot *slot = kvm_slots_find_vcpu(v, f);
+    const struct kvm_memslot *slot;
 
     v->pending.kind = KVM_PENDING_NONE;
-    if (!slot || (slot->flags & (KVM_MEM_READONLY | KVM_SLOT_INVALID))) {
-        return device_access(v);
-    }
-    while (kvm_guest_store(v, e->ept.gpa, e->ept.data, e->ept.size) < 0) {
-        int r = kvm_host_gone(v, kvm_slot_hva(slot, f), false);
+    for (;;) {
+        int r;
 
+        slot = kvm_slots_find_vcpu(v, f);
+        if (!slot || (slot->flags & (KVM_MEM_READONLY | KVM_SLOT_INVALID))) {
+            return device_access(v);
+        }
+        if (kvm_guest_store(v, e->ept.gpa, e->ept.data, e->ept.size) == 0) {
+            return KVM_GO_ON;
+        }
+        if (kvm_slots_find_vcpu(v, f) != slot) {
+            continue; /* the slot went, not the host's page */
+        }
+        r = kvm_host_gone(v, kvm_slot_hva(slot, f), false);
         if (r < 0) {
             v->pending.kind = KVM_PENDING_LATE_WRITE;
             return r;
         }
     }
-    return KVM_GO_ON;
 }
 
 static int handle_misconfig(struct kvm_vcpu *v)
