@@ -28,56 +28,40 @@ static int copy_out(void *arg, const void *local, size_t len)
     return kvm_user_write(arg, local, len) < 0 ? -EFAULT : 0;
 }
 
-static int get_irqchip(struct kvm_vm *vm, void *arg)
+/* One chip's state, there or back. -EINVAL: no such chip. */
+static int chip_state(struct kvm_chips *chips, struct kvm_irqchip *c, bool set)
 {
-    struct kvm_chips *chips = vm->chips;
-    struct kvm_irqchip c;
-    int err = 0;
+    bool is_ioapic = c->chip_id == KVM_IRQCHIP_IOAPIC;
 
-    COPY_IN(c, arg);
-    if (kvm_chips_mode(vm) != KVM_CHIPS_KERNEL) {
-        return -ENXIO;
+    if (c->chip_id != KVM_IRQCHIP_PIC_MASTER && c->chip_id != KVM_IRQCHIP_PIC_SLAVE && !is_ioapic) {
+        return -EINVAL;
     }
     kvm_chips_lock(chips);
-    switch (c.chip_id) {
-    case KVM_IRQCHIP_PIC_MASTER:
-    case KVM_IRQCHIP_PIC_SLAVE:
-        kvm_pic_get_state(&chips->pic, c.chip_id, &c.chip.pic);
-        break;
-    case KVM_IRQCHIP_IOAPIC:
-        kvm_ioapic_get_state(&chips->ioapic, &c.chip.ioapic);
-        break;
-    default:
-        err = -EINVAL;
+    if (is_ioapic && set) {
+        kvm_ioapic_set_state(&chips->ioapic, &c->chip.ioapic);
+    } else if (is_ioapic) {
+        kvm_ioapic_get_state(&chips->ioapic, &c->chip.ioapic);
+    } else if (set) {
+        kvm_pic_set_state(&chips->pic, c->chip_id, &c->chip.pic);
+    } else {
+        kvm_pic_get_state(&chips->pic, c->chip_id, &c->chip.pic);
     }
     kvm_chips_unlock(chips);
-    return err ? err : copy_out(arg, &c, sizeof(c));
+    return 0;
 }
 
-static int set_irqchip(struct kvm_vm *vm, const void *arg)
+/* KVM_GET_IRQCHIP, KVM_SET_IRQCHIP. -EFAULT; -ENXIO: no chips in the kernel half; -EINVAL. */
+static int irqchip(struct kvm_vm *vm, void *arg, bool set)
 {
-    struct kvm_chips *chips = vm->chips;
     struct kvm_irqchip c;
-    int err = 0;
+    int err;
 
     COPY_IN(c, arg);
     if (kvm_chips_mode(vm) != KVM_CHIPS_KERNEL) {
         return -ENXIO;
     }
-    kvm_chips_lock(chips);
-    switch (c.chip_id) {
-    case KVM_IRQCHIP_PIC_MASTER:
-    case KVM_IRQCHIP_PIC_SLAVE:
-        kvm_pic_set_state(&chips->pic, c.chip_id, &c.chip.pic);
-        break;
-    case KVM_IRQCHIP_IOAPIC:
-        kvm_ioapic_set_state(&chips->ioapic, &c.chip.ioapic);
-        break;
-    default:
-        err = -EINVAL;
-    }
-    kvm_chips_unlock(chips);
-    return err;
+    err = chip_state(vm->chips, &c, set);
+    return err || set ? err : copy_out(arg, &c, sizeof(c));
 }
 
 static int create_pit(struct kvm_vm *vm, const struct kvm_pit_config *config)
@@ -247,9 +231,9 @@ static int chip_ioctl(struct kvm_vm *vm, unsigned long request, void *arg)
     case KVM_CREATE_IRQCHIP:
         return kvm_chips_create_irqchip(vm);
     case KVM_GET_IRQCHIP:
-        return get_irqchip(vm, arg);
+        return irqchip(vm, arg, false);
     case KVM_SET_IRQCHIP:
-        return set_irqchip(vm, arg);
+        return irqchip(vm, arg, true);
     case KVM_CREATE_PIT:
         return create_pit(vm, &pit1);
     case KVM_CREATE_PIT2:
